@@ -1,0 +1,14 @@
+//! Tenantry gives every customer of a SaaS product a container of their own.
+//!
+//! The crate is built in floors, and imports point down only (`tests/it/floors.rs` holds that):
+//!
+//! | floor | modules | what lives there |
+//! |---|---|---|
+//! | 4 | [`api`], [`proxy`], [`cli`], [`telemetry`] | surfaces; only `api` and `proxy` know HTTP |
+//! | 3 | [`lifecycle`] | what may happen to a container, and how it is undone |
+//! | 2 | [`store`] | records, journals, events |
+//! | 1 | [`sys`] | one driver a folder; the only code that touches the kernel |
+//! | 0 | [`domain`], [`config`] | pure values: ids, quantities, records, policies |
+
+pub mod domain;
+pub mod sys;

@@ -1,0 +1,98 @@
+//! Control groups, v1 and v2 alike: limits with read-back, counters, the freezer, and removal.
+
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+
+use crate::domain::{Bytes, ContainerId, Limits};
+
+/// Which hierarchy the controllers are on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// One hierarchy a controller (also the hybrid layout).
+    V1,
+    /// The unified hierarchy.
+    V2,
+}
+
+/// Counters of one container's cgroup, as they are now.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Processor time used since the cgroup was made, in microseconds.
+    pub cpu_us: u64,
+    /// Memory charged, less inactive page cache (as `docker stats` counts).
+    pub memory: Bytes,
+    /// The memory limit as the kernel has it.
+    pub memory_limit: Option<Bytes>,
+    /// Tasks.
+    pub pids: u64,
+    /// How often the kernel killed for want of memory.
+    pub oom_kills: u64,
+}
+
+/// A cgroup operation that failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CgroupError {
+    /// A file or folder could not be read or written.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried: "write", "read", "remove", …
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The kernel took a limit but holds another value.
+    #[error("the kernel did not take {file} = {wanted} of container {id}: it holds {found}")]
+    NotTaken {
+        /// Whose limit.
+        id: ContainerId,
+        /// The control file.
+        file: &'static str,
+        /// What was written.
+        wanted: String,
+        /// What was read back.
+        found: String,
+    },
+    /// A controller that a limit needs is not there.
+    #[error("the host has no `{controller}` controller, which this limit needs")]
+    NoController {
+        /// `cpu`, `memory`, `pids`, `io`.
+        controller: &'static str,
+    },
+    /// The wait for a cgroup to freeze or to empty ran out.
+    #[error("the cgroup of container {id} did not {what} within {waited_ms} ms")]
+    Timeout {
+        /// Whose cgroup.
+        id: ContainerId,
+        /// "freeze", "empty".
+        what: &'static str,
+        /// The bound, in milliseconds.
+        waited_ms: u64,
+    },
+    /// A fault put there by a test.
+    #[error("injected fault at {0}")]
+    Injected(&'static str),
+}
+
+/// The cgroups of one instance's containers.
+#[async_trait]
+pub trait Cgroups: Send + Sync + std::fmt::Debug {
+    /// Which hierarchy is in use.
+    fn version(&self) -> Version;
+    /// The `cgroupsPath` of a container for the OCI spec: absolute, unique, under the instance's parent.
+    fn path(&self, id: ContainerId) -> String;
+    /// Writes the cpu, memory, pids and disk-rate limits and reads each back. A limit of `None` is lifted.
+    async fn set_limits(&self, id: ContainerId, limits: &Limits) -> Result<(), CgroupError>;
+    /// The counters; `None` where the container has no cgroup.
+    async fn usage(&self, id: ContainerId) -> Result<Option<Usage>, CgroupError>;
+    /// Stops or goes on with every task, and waits until the kernel says so.
+    async fn freeze(&self, id: ContainerId, frozen: bool) -> Result<(), CgroupError>;
+    /// Kills what is in the container's cgroups (thawing them), waits until they are empty, removes them. Idempotent.
+    async fn remove(&self, id: ContainerId) -> Result<(), CgroupError>;
+    /// Containers that have a cgroup now.
+    async fn list(&self) -> Result<Vec<ContainerId>, CgroupError>;
+}

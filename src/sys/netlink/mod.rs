@@ -1,0 +1,75 @@
+//! Links: a routed veth per running container, no bridge.
+//!
+//! Inside, `eth0` with the container's /32 and a default route through the link-local gateway
+//! ([`crate::domain::slot::GATEWAY`]); outside, `<instance>-<slot>` with the gateway's address and a /32 route to the container.
+
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+
+use crate::domain::Slot;
+
+/// Counters of one link, seen from the tenant.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LinkUsage {
+    /// Bytes the tenant received.
+    pub rx_bytes: u64,
+    /// Bytes the tenant sent.
+    pub tx_bytes: u64,
+    /// Packets the tenant received.
+    pub rx_packets: u64,
+    /// Packets the tenant sent.
+    pub tx_packets: u64,
+}
+
+/// A network operation that failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LinkError {
+    /// The kernel refused a netlink request.
+    #[error("cannot {action} of link {link}")]
+    Netlink {
+        /// What was tried: "make the veth pair", "add the route", …
+        action: &'static str,
+        /// The host's end.
+        link: String,
+        /// The kernel's answer.
+        #[source]
+        source: rtnetlink::Error,
+    },
+    /// A namespace or a sysctl could not be opened or written.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The slot has no address in the subnet.
+    #[error("slot {0} lies outside the subnet")]
+    NoAddress(Slot),
+    /// A fault put there by a test.
+    #[error("injected fault at {0}")]
+    Injected(&'static str),
+}
+
+/// The links of one instance.
+#[async_trait]
+pub trait Links: Send + Sync + std::fmt::Debug {
+    /// What the host needs once: forwarding on.
+    async fn prepare_host(&self) -> Result<(), LinkError>;
+    /// Makes the pair, its peer directly inside the namespace pinned at `netns`, and configures both ends; the
+    /// host's end stays down, so that no packet passes.
+    async fn attach(&self, slot: Slot, netns: &Path) -> Result<(), LinkError>;
+    /// Takes the host's end up and routes the container's address to it. Only after its rules are in.
+    async fn up(&self, slot: Slot) -> Result<(), LinkError>;
+    /// Removes the pair, and with it address and route. Idempotent.
+    async fn detach(&self, slot: Slot) -> Result<(), LinkError>;
+    /// The counters; `None` where there is no such link.
+    async fn usage(&self, slot: Slot) -> Result<Option<LinkUsage>, LinkError>;
+    /// Slots that have a link now.
+    async fn list(&self) -> Result<Vec<Slot>, LinkError>;
+}
