@@ -10,5 +10,7 @@
 //! | 1 | [`sys`] | one driver a folder; the only code that touches the kernel |
 //! | 0 | [`domain`], [`config`] | pure values: ids, quantities, records, policies |
 
+pub mod config;
 pub mod domain;
+pub mod store;
 pub mod sys;

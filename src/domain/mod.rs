@@ -1,20 +1,34 @@
 //! Pure values of the domain: what a tenant is, without how one is run.
 //!
-//! Nothing here reads a clock, a file or a random source; those are handed in.
+//! Nothing here reads a file or talks to the kernel; the clock and the random source are read only by `generate`.
 
+pub mod container;
 pub mod env;
 pub mod id;
+pub mod image;
 pub mod limits;
 pub mod name;
+pub mod phase;
 pub mod policy;
+pub mod process;
+pub mod project;
 pub mod quantity;
+pub mod receipt;
 pub mod secret;
 pub mod slot;
+pub mod token;
 
+pub use container::{Container, Settings, SettingsPatch};
 pub use env::{EnvError, EnvKey, EnvVars};
 pub use id::{ContainerId, ImageId, OperationId, ProjectId, ReceiptId, TokenId};
+pub use image::{Image, ImageConfig};
 pub use limits::Limits;
 pub use name::{ContainerName, Instance, NameError};
+pub use phase::{Desired, Phase, Status, StopReason, Verb};
+pub use process::{Exit, Init};
+pub use project::Project;
 pub use quantity::{Bytes, BytesPerSecond, CpuMillis, Pids};
+pub use receipt::Receipt;
 pub use secret::Secret;
 pub use slot::{Slot, Subnet};
+pub use token::Token;

@@ -53,6 +53,11 @@ impl FromStr for ContainerName {
 pub struct Instance(String);
 
 impl Instance {
+    /// The name where the configuration gives none.
+    pub fn tenantry() -> Self {
+        Self("tenantry".to_owned())
+    }
+
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -76,6 +76,18 @@ impl Subnet {
     }
 }
 
+impl Default for Subnet {
+    /// 10.201.0.0/16: private (RFC 1918), seldom used by others, 65 534 slots.
+    fn default() -> Self {
+        const {
+            Self(match Ipv4Network::new_checked(Ipv4Addr::new(10, 201, 0, 0), 16) {
+                Some(network) => network,
+                None => unreachable!(),
+            })
+        }
+    }
+}
+
 impl FromStr for Subnet {
     type Err = SubnetError;
     fn from_str(text: &str) -> Result<Self, SubnetError> {

@@ -1,0 +1,371 @@
+//! The configuration: read raw, validated once, then handed down as values.
+//!
+//! A TOML file, each key also as `TENANTRY_<KEY>` with `__` for nesting (`TENANTRY_API__LISTEN`). Every key has a default that
+//! suits one machine, so that `tenantry serve` alone works; an unknown key is refused by its name. The environment is
+//! handed in by the caller and read nowhere else.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::domain::{Bytes, CpuMillis, Instance, Limits, Pids, Slot, Subnet, slot};
+
+/// What variables of the environment start with.
+pub const ENV_PREFIX: &str = "TENANTRY_";
+/// Variables with that prefix that are the client's or a test's, not keys.
+const ENV_NOT_KEYS: [&str; 6] = ["URL", "TOKEN", "CONFIG", "LOG", "SKIPS", "VM"];
+/// Where `serve` looks when no file is named.
+pub const FILE_DEFAULT: &str = "/etc/tenantry/tenantry.toml";
+
+/// The validated configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// In the name of every kernel object, so that several daemons live on one host: 1–8 of a-z and 0-9.
+    pub instance: Instance,
+    /// This host's part of the URLs.
+    pub server_name: String,
+    /// The domain under which the URLs lie.
+    pub domain: String,
+    /// What outlives a reboot.
+    pub data_dir: PathBuf,
+    /// What does not.
+    pub run_dir: PathBuf,
+    /// Operator's firewall policies, beside the shipped ones.
+    pub policies_dir: PathBuf,
+    /// A static busybox, from which the built-in `base` image is made.
+    pub busybox: PathBuf,
+    /// The REST API.
+    pub api: Listener,
+    /// The proxy in front of the tenants.
+    pub proxy: Proxy,
+    /// The BTRFS pool.
+    pub pool: Pool,
+    /// Tenants' network.
+    pub net: Net,
+    /// Tenants' user ids.
+    pub users: Users,
+    /// Limits of a container that names none.
+    pub limits: Defaults,
+}
+
+/// Where a server listens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Listener {
+    /// Address and port.
+    pub listen: SocketAddr,
+}
+
+/// The proxy's settings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Proxy {
+    /// Address and port.
+    pub listen: SocketAddr,
+    /// The port in the URLs, where it is not the one listened on (behind a load balancer).
+    pub public_port: Option<u16>,
+    /// `http` or `https` in the URLs.
+    pub scheme: Scheme,
+}
+
+/// A URL's scheme.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scheme {
+    /// Plain.
+    Http,
+    /// With TLS, which something in front of the proxy speaks.
+    Https,
+}
+
+/// The pool's settings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Pool {
+    /// A folder on BTRFS, or one that is not there yet; `None`: `<data_dir>/pool`.
+    pub path: Option<PathBuf>,
+    /// Size of the sparse loop file where `path` is not on BTRFS.
+    #[serde(with = "size")]
+    pub size: Bytes,
+}
+
+/// Tenants' network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Net {
+    /// What their addresses are taken from.
+    pub subnet: Subnet,
+}
+
+/// Tenants' user ids.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Users {
+    /// The first id on the host; 65536 a slot go up from there.
+    pub uid_base: u32,
+}
+
+/// Limits of a container that names none. `0` lifts one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Defaults {
+    /// Cores.
+    pub cpu: f64,
+    /// Memory.
+    #[serde(with = "size")]
+    pub memory: Bytes,
+    /// The tenant's own writes.
+    #[serde(with = "size")]
+    pub disk: Bytes,
+    /// The tmpfs at `/ramdisk`.
+    #[serde(with = "size")]
+    pub ramdisk: Bytes,
+    /// Tasks.
+    pub pids: u32,
+}
+
+impl Eq for Defaults {}
+
+mod size {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    use crate::domain::Bytes;
+
+    pub fn serialize<S: Serializer>(bytes: &Bytes, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(bytes)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Bytes, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Raw {
+            Number(u64),
+            Text(String),
+        }
+        match Raw::deserialize(from)? {
+            Raw::Number(bytes) => Ok(Bytes(bytes)),
+            Raw::Text(text) => text.parse().map_err(D::Error::custom),
+        }
+    }
+}
+
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file or a variable does not read: the message names the key.
+    #[error("the configuration does not read")]
+    Read(#[source] Box<config::ConfigError>),
+    /// A value that cannot be.
+    #[error("{key}: {problem}")]
+    Value {
+        /// The key, dotted.
+        key: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            instance: Instance::tenantry(),
+            server_name: "node1".into(),
+            domain: "localhost".into(),
+            data_dir: "/var/lib/tenantry".into(),
+            run_dir: "/run/tenantry".into(),
+            policies_dir: "/etc/tenantry/policies".into(),
+            busybox: "/bin/busybox".into(),
+            api: Listener { listen: SocketAddr::from(([127, 0, 0, 1], 7070)) },
+            proxy: Proxy::default(),
+            pool: Pool::default(),
+            net: Net { subnet: Subnet::default() },
+            users: Users { uid_base: 1_000_000_000 },
+            limits: Defaults::default(),
+        }
+    }
+}
+
+impl Default for Proxy {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 8080)), public_port: None, scheme: Scheme::Http }
+    }
+}
+
+impl Default for Pool {
+    fn default() -> Self {
+        Self { path: None, size: Bytes::gib(20) }
+    }
+}
+
+impl Default for Defaults {
+    fn default() -> Self {
+        Self { cpu: 1.0, memory: Bytes::mib(512), disk: Bytes::gib(2), ramdisk: Bytes::mib(64), pids: 512 }
+    }
+}
+
+impl Defaults {
+    /// As limits of a container.
+    pub fn limits(&self) -> Limits {
+        let unless_zero = |bytes: Bytes| (bytes.0 != 0).then_some(bytes);
+        Limits {
+            cpu: (self.cpu > 0.0).then(|| CpuMillis((self.cpu * 1000.0).round() as u32)),
+            memory: unless_zero(self.memory),
+            disk: unless_zero(self.disk),
+            ramdisk: unless_zero(self.ramdisk),
+            pids: (self.pids != 0).then_some(Pids(self.pids)),
+            ..Limits::default()
+        }
+    }
+}
+
+impl Config {
+    /// Reads a file, if one is named or the default one is there, and the variables handed in.
+    ///
+    /// # Errors
+    /// Names the key that does not read or cannot be.
+    pub fn load(file: Option<&Path>, env: impl IntoIterator<Item = (String, String)>) -> Result<Self, ConfigError> {
+        let keys = env.into_iter().filter(|(name, _)| is_key(name)).collect::<HashMap<_, _>>();
+        let from_env = config::Environment::with_prefix(ENV_PREFIX.trim_end_matches('_'))
+            .prefix_separator("_")
+            .separator("__")
+            .try_parsing(true)
+            .source(Some(keys));
+        let path = file.unwrap_or(Path::new(FILE_DEFAULT));
+        let from_file = config::File::from(path).format(config::FileFormat::Toml).required(file.is_some());
+        let config: Self = config::Config::builder()
+            .add_source(from_file)
+            .add_source(from_env)
+            .build()
+            .and_then(config::Config::try_deserialize)
+            .map_err(|source| ConfigError::Read(Box::new(source)))?;
+        config.validate()
+    }
+
+    fn validate(self) -> Result<Self, ConfigError> {
+        let wrong = |key, problem: String| Err(ConfigError::Value { key, problem });
+        for (key, path) in [("data_dir", &self.data_dir), ("run_dir", &self.run_dir)] {
+            if !path.is_absolute() {
+                return wrong(key, format!("`{}` is not an absolute path", path.display()));
+            }
+        }
+        for (key, name) in [("server_name", &self.server_name), ("domain", &self.domain)] {
+            if !is_host_name(name) {
+                return wrong(key, format!("`{name}` is not a host name in lower case"));
+            }
+        }
+        if !(self.limits.cpu.is_finite() && (0.0..=4096.0).contains(&self.limits.cpu)) {
+            return wrong("limits.cpu", format!("{} is not between 0 and 4096 cores", self.limits.cpu));
+        }
+        if self.pool.size < POOL_SIZE_MIN {
+            return wrong("pool.size", format!("{} is less than {POOL_SIZE_MIN}", self.pool.size));
+        }
+        if self.users.uid_base < slot::IDS_PER_SLOT || self.last_slot().0 == 0 {
+            return wrong("users.uid_base", format!("{} leaves no room for 65536 ids a slot", self.users.uid_base));
+        }
+        Ok(self)
+    }
+
+    /// The highest slot that has both an address in the subnet and 65536 ids below 2^32.
+    pub fn last_slot(&self) -> Slot {
+        let by_ids = (u32::MAX - self.users.uid_base) / slot::IDS_PER_SLOT;
+        let by_ids = u16::try_from(by_ids.saturating_sub(1)).unwrap_or(u16::MAX);
+        self.net.subnet.last_slot().min(Slot(by_ids))
+    }
+
+    /// The pool's folder.
+    pub fn pool_path(&self) -> PathBuf {
+        self.pool.path.clone().unwrap_or_else(|| self.data_dir.join("pool"))
+    }
+
+    /// Where the admin token lies.
+    pub fn admin_token_path(&self) -> PathBuf {
+        self.data_dir.join("admin.token")
+    }
+
+    /// As TOML, for `tenantry config default`.
+    ///
+    /// # Errors
+    /// None that a valid configuration has.
+    pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
+        toml::to_string_pretty(self)
+    }
+}
+
+/// The smallest loop file: BTRFS wants 109 MiB (mkfs.btrfs(8)) and a template needs room beside it.
+pub const POOL_SIZE_MIN: Bytes = Bytes::mib(256);
+
+fn is_key(name: &str) -> bool {
+    name.strip_prefix(ENV_PREFIX)
+        .is_some_and(|key| !ENV_NOT_KEYS.iter().any(|not| key == *not || key.starts_with("VM_")))
+}
+
+fn is_host_name(text: &str) -> bool {
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    text.len() <= 200 && text.split('.').all(label)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(toml: &str, env: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("t.toml");
+        std::fs::write(&file, toml).unwrap();
+        Config::load(Some(&file), env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())))
+    }
+
+    fn complaint(error: ConfigError) -> String {
+        use std::error::Error;
+        format!("{error}: {}", error.source().map(ToString::to_string).unwrap_or_default())
+    }
+
+    #[test]
+    fn an_empty_file_gives_the_defaults() {
+        assert_eq!(load("", &[]).unwrap(), Config::default());
+    }
+
+    #[test]
+    fn the_printed_defaults_read_back() {
+        assert_eq!(load(&Config::default().to_toml().unwrap(), &[]).unwrap(), Config::default());
+    }
+
+    #[test]
+    fn the_environment_wins_over_the_file() {
+        let env = [("TENANTRY_API__LISTEN", "127.0.0.1:1"), ("TENANTRY_INSTANCE", "t2"), ("TENANTRY_TOKEN", "x")];
+        let config = load("instance = 't1'\n[pool]\nsize = '1GiB'", &env).unwrap();
+        assert_eq!(config.api.listen, SocketAddr::from(([127, 0, 0, 1], 1)));
+        assert_eq!(config.instance.as_str(), "t2");
+        assert_eq!(config.pool.size, Bytes::gib(1));
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_by_its_name() {
+        assert!(complaint(load("instence = 'x'", &[]).unwrap_err()).contains("instence"));
+        assert!(complaint(load("[api]\nport = 1", &[]).unwrap_err()).contains("port"));
+        assert!(complaint(load("", &[("TENANTRY_INSTENCE", "x")]).unwrap_err()).contains("instence"));
+    }
+
+    #[test]
+    fn values_that_cannot_be_are_refused_by_their_key() {
+        for (toml, key) in [
+            ("run_dir = 'run'", "run_dir"),
+            ("domain = 'Local Host'", "domain"),
+            ("[users]\nuid_base = 4294967295", "users.uid_base"),
+            ("[pool]\nsize = '1MiB'", "pool.size"),
+            ("[limits]\ncpu = -1.0", "limits.cpu"),
+            ("instance = 'much-too-long'", "instance name"),
+        ] {
+            let text = complaint(load(toml, &[]).unwrap_err());
+            assert!(text.contains(key), "{toml}: {text}");
+        }
+    }
+}

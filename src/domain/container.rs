@@ -1,0 +1,325 @@
+//! The record of a container: everything that outlives its processes.
+
+use std::collections::BTreeMap;
+use std::str::FromStr;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::env::{EnvError, EnvKey, EnvVars};
+use super::id::{ContainerId, ImageId, ProjectId};
+use super::limits::Limits;
+use super::name::ContainerName;
+use super::phase::{Desired, Phase};
+use super::policy::PolicyName;
+use super::quantity::{Bytes, BytesPerSecond, CpuMillis, Pids};
+use super::slot::Slot;
+
+/// The port a tenant's HTTP server is expected on where nothing says otherwise.
+pub const PORT_DEFAULT: u16 = 8080;
+/// Characters of a comment, at most.
+pub const COMMENT_CHARS_MAX: usize = 16_000;
+/// Labels of one container, at most; a key has 1–63 characters, a value up to 255.
+pub const LABELS_MAX: usize = 64;
+/// Words of a command, at most.
+pub const COMMAND_WORDS_MAX: usize = 1_024;
+/// Bytes of a command altogether, at most: what one `execve(2)` surely takes.
+pub const COMMAND_BYTES_MAX: usize = 65_536;
+/// Characters of an external id, at most.
+pub const EXTERNAL_ID_CHARS_MAX: usize = 255;
+
+/// A text that cannot be a part of a container's settings.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {wanted}")]
+pub struct SettingsError {
+    /// The field, as the API calls it.
+    pub field: &'static str,
+    /// What is wanted.
+    pub wanted: &'static str,
+}
+
+/// A customer's id in the user's own system: 1–255 printable characters.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ExternalId(String);
+
+impl ExternalId {
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for ExternalId {
+    type Err = SettingsError;
+    fn from_str(text: &str) -> Result<Self, SettingsError> {
+        let fits = (1..=EXTERNAL_ID_CHARS_MAX).contains(&text.chars().count()) && !text.chars().any(char::is_control);
+        if fits {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(SettingsError { field: "external_id", wanted: "1 to 255 printable characters are wanted" })
+        }
+    }
+}
+
+impl TryFrom<String> for ExternalId {
+    type Error = SettingsError;
+    fn try_from(text: String) -> Result<Self, SettingsError> {
+        text.parse()
+    }
+}
+
+impl From<ExternalId> for String {
+    fn from(id: ExternalId) -> String {
+        id.0
+    }
+}
+
+/// The host part of a container's own URL: 48 hex digits, unguessable (24 random bytes).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Alias(pub String);
+
+impl Alias {
+    /// A new alias from 24 random bytes.
+    pub fn generate() -> Self {
+        Self(hex::encode(rand::random::<[u8; 24]>()))
+    }
+}
+
+/// What a user chooses about a container, and what a copy takes over from its source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// For people, at most 16 000 characters.
+    pub comment: Option<String>,
+    /// `#rrggbb`, for people.
+    pub color: Option<String>,
+    /// Replaces the image's entrypoint and command; empty: the image's own.
+    pub command: Vec<String>,
+    /// Where the tenant's HTTP server listens.
+    pub port: u16,
+    /// Environment variables; in force at the next start.
+    pub env: EnvVars,
+    /// The kernel's limits.
+    pub limits: Limits,
+    /// The firewall policy's name.
+    pub firewall_policy: PolicyName,
+    /// Seconds of silence before it is put to sleep; `None`: never.
+    pub idle_timeout_s: Option<u32>,
+    /// Whether copies take its rules along by default.
+    pub template: bool,
+    /// For people and filters.
+    pub labels: BTreeMap<String, String>,
+    /// Refuses DELETE.
+    pub deletion_protection: bool,
+    /// Started again after a reboot.
+    pub autostart: bool,
+    /// A tmpfs at `/ramdisk`.
+    pub ramdisk: bool,
+    /// Put into root's `authorized_keys`.
+    pub ssh_public_key: Option<String>,
+}
+
+/// A container's record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Container {
+    /// Its id.
+    pub id: ContainerId,
+    /// The project it belongs to.
+    pub project: ProjectId,
+    /// Unique in the project.
+    pub name: ContainerName,
+    /// The customer's id in the user's own system; unique in the project, not copied.
+    pub external_id: Option<ExternalId>,
+    /// What address, uid range and link derive from.
+    pub slot: Slot,
+    /// Host part of its URL.
+    pub alias: Alias,
+    /// The image its rootfs began as.
+    pub image: ImageId,
+    /// That image's name when it was used.
+    pub image_name: String,
+    /// What it was copied from.
+    pub source: Option<ContainerId>,
+    /// What the user chose.
+    pub settings: Settings,
+    /// What it is doing.
+    pub phase: Phase,
+    /// What the user wants it to do.
+    pub desired: Desired,
+    /// Goes up with every change of the record; the ETag.
+    pub generation: u64,
+    /// Goes up with every change of the environment.
+    pub env_revision: u64,
+    /// The environment's revision init was started with.
+    pub env_revision_applied: u64,
+    /// When the record was made.
+    pub created_at: Timestamp,
+    /// When it was last changed.
+    pub updated_at: Timestamp,
+    /// When init was last started.
+    pub started_at: Option<Timestamp>,
+    /// When its port was last seen accepting after a start.
+    pub ready_at: Option<Timestamp>,
+}
+
+/// A change to settings: `None` leaves a field as it is. For a field that may be empty, `Some(None)` empties it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[allow(missing_docs, reason = "each field is the one of the same name in Settings")]
+pub struct SettingsPatch {
+    pub comment: Option<Option<String>>,
+    pub color: Option<Option<String>>,
+    pub command: Option<Vec<String>>,
+    pub port: Option<u16>,
+    pub env: EnvChange,
+    pub limits: LimitsPatch,
+    pub firewall_policy: Option<PolicyName>,
+    pub idle_timeout_s: Option<Option<u32>>,
+    pub template: Option<bool>,
+    pub labels: Option<BTreeMap<String, String>>,
+    pub deletion_protection: Option<bool>,
+    pub autostart: Option<bool>,
+    pub ramdisk: Option<bool>,
+    pub ssh_public_key: Option<Option<String>>,
+}
+
+/// A change to an environment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum EnvChange {
+    /// As it is.
+    #[default]
+    Keep,
+    /// Set these, remove those that are `None` (JSON merge patch, RFC 7396).
+    Merge(BTreeMap<EnvKey, Option<String>>),
+    /// Exactly these.
+    Replace(EnvVars),
+}
+
+/// A change to limits; `Some(None)` lifts one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[allow(missing_docs, reason = "each field is the one of the same name in Limits")]
+pub struct LimitsPatch {
+    pub cpu: Option<Option<CpuMillis>>,
+    pub memory: Option<Option<Bytes>>,
+    pub disk: Option<Option<Bytes>>,
+    pub ramdisk: Option<Option<Bytes>>,
+    pub pids: Option<Option<Pids>>,
+    pub disk_read_bps: Option<Option<BytesPerSecond>>,
+    pub disk_write_bps: Option<Option<BytesPerSecond>>,
+    pub net_rx_bps: Option<Option<BytesPerSecond>>,
+    pub net_tx_bps: Option<Option<BytesPerSecond>>,
+}
+
+fn set<T>(field: &mut T, change: Option<T>) {
+    if let Some(value) = change {
+        *field = value;
+    }
+}
+
+impl LimitsPatch {
+    /// These limits with the change made.
+    pub fn apply(self, mut limits: Limits) -> Limits {
+        set(&mut limits.cpu, self.cpu);
+        set(&mut limits.memory, self.memory);
+        set(&mut limits.disk, self.disk);
+        set(&mut limits.ramdisk, self.ramdisk);
+        set(&mut limits.pids, self.pids);
+        set(&mut limits.disk_read_bps, self.disk_read_bps);
+        set(&mut limits.disk_write_bps, self.disk_write_bps);
+        set(&mut limits.net_rx_bps, self.net_rx_bps);
+        set(&mut limits.net_tx_bps, self.net_tx_bps);
+        limits
+    }
+}
+
+impl EnvChange {
+    /// Makes the change.
+    ///
+    /// # Errors
+    /// A value too long or one variable too many.
+    pub fn apply(self, env: &mut EnvVars) -> Result<(), EnvError> {
+        match self {
+            Self::Keep => {}
+            Self::Replace(all) => *env = all,
+            Self::Merge(changes) => {
+                for (key, value) in changes {
+                    match value {
+                        Some(value) => env.set(key, value)?,
+                        None => drop(env.remove(&key)),
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl SettingsPatch {
+    /// The settings with the change made.
+    ///
+    /// # Errors
+    /// An environment that does not fit.
+    pub fn apply(self, mut to: Settings) -> Result<Settings, EnvError> {
+        set(&mut to.comment, self.comment);
+        set(&mut to.color, self.color);
+        set(&mut to.command, self.command);
+        set(&mut to.port, self.port);
+        self.env.apply(&mut to.env)?;
+        to.limits = self.limits.apply(to.limits);
+        set(&mut to.firewall_policy, self.firewall_policy);
+        set(&mut to.idle_timeout_s, self.idle_timeout_s);
+        set(&mut to.template, self.template);
+        set(&mut to.labels, self.labels);
+        set(&mut to.deletion_protection, self.deletion_protection);
+        set(&mut to.autostart, self.autostart);
+        set(&mut to.ramdisk, self.ramdisk);
+        set(&mut to.ssh_public_key, self.ssh_public_key);
+        Ok(to)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings() -> Settings {
+        Settings {
+            comment: None,
+            color: None,
+            command: vec![],
+            port: PORT_DEFAULT,
+            env: EnvVars::parse([("A".into(), "1".into()), ("B".into(), "2".into())]).unwrap(),
+            limits: Limits { pids: Some(Pids(100)), ..Limits::default() },
+            firewall_policy: PolicyName("web".into()),
+            idle_timeout_s: Some(60),
+            template: false,
+            labels: BTreeMap::new(),
+            deletion_protection: false,
+            autostart: true,
+            ramdisk: true,
+            ssh_public_key: None,
+        }
+    }
+
+    #[test]
+    fn an_empty_patch_changes_nothing() {
+        assert_eq!(SettingsPatch::default().apply(settings()), Ok(settings()));
+    }
+
+    #[test]
+    fn a_merge_sets_and_removes_variables_and_keeps_the_others() {
+        let merge = BTreeMap::from([("A".parse().unwrap(), None), ("C".parse().unwrap(), Some("3".to_owned()))]);
+        let patch = SettingsPatch { env: EnvChange::Merge(merge), idle_timeout_s: Some(None), ..Default::default() };
+        let after = patch.apply(settings()).unwrap();
+        let keys: Vec<_> = after.env.iter().map(|(key, value)| (key.as_str(), value.reveal())).collect();
+        assert_eq!(keys, [("B", "2"), ("C", "3")]);
+        assert_eq!(after.idle_timeout_s, None);
+    }
+
+    #[test]
+    fn limits_change_one_by_one_and_can_be_lifted() {
+        let patch = LimitsPatch { pids: Some(None), memory: Some(Some(Bytes::mib(64))), ..Default::default() };
+        let after = patch.apply(settings().limits);
+        assert_eq!((after.pids, after.memory), (None, Some(Bytes::mib(64))));
+    }
+}

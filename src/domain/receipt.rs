@@ -1,0 +1,50 @@
+//! Receipts: what is left of a deleted container, the proof of what was erased. No personal data is in one.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::id::{ContainerId, ProjectId, ReceiptId};
+
+/// How far an erasure has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Erasure {
+    /// Tombstoned: it will never run again; objects are being removed.
+    Pending,
+    /// Every object is removed; BTRFS's cleaner is still dropping the data.
+    Removed,
+    /// The cleaner has dropped the data too.
+    Complete,
+}
+
+/// One thing that was removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Erased {
+    /// "processes", "cgroup", "link", "firewall chains", "rootfs", "logs", "record", …
+    pub what: String,
+    /// How it was seen to be gone, for people.
+    pub verified: String,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// A receipt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Receipt {
+    /// Its id.
+    pub id: ReceiptId,
+    /// The container that was deleted.
+    pub container: ContainerId,
+    /// The project it was in.
+    pub project: ProjectId,
+    /// How far it has come.
+    pub state: Erasure,
+    /// When DELETE was asked for.
+    pub requested_at: Timestamp,
+    /// When it was complete.
+    pub completed_at: Option<Timestamp>,
+    /// Ids of the subvolumes whose data the cleaner drops.
+    pub subvolumes: Vec<u64>,
+    /// What was removed, in order.
+    pub erased: Vec<Erased>,
+}
