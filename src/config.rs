@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::domain::host::{HostNames, Scheme};
 use crate::domain::{Bytes, CpuMillis, Instance, Limits, Pids, Slot, Subnet, slot};
 
 /// What variables of the environment start with.
@@ -69,16 +70,6 @@ pub struct Proxy {
     pub public_port: Option<u16>,
     /// `http` or `https` in the URLs.
     pub scheme: Scheme,
-}
-
-/// A URL's scheme.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Scheme {
-    /// Plain.
-    Http,
-    /// With TLS, which something in front of the proxy speaks.
-    Https,
 }
 
 /// The pool's settings.
@@ -251,11 +242,7 @@ impl Config {
                 return wrong(key, format!("`{}` is not an absolute path", path.display()));
             }
         }
-        for (key, name) in [("server_name", &self.server_name), ("domain", &self.domain)] {
-            if !is_host_name(name) {
-                return wrong(key, format!("`{name}` is not a host name in lower case"));
-            }
-        }
+        self.host_names()?;
         if !(self.limits.cpu.is_finite() && (0.0..=4096.0).contains(&self.limits.cpu)) {
             return wrong("limits.cpu", format!("{} is not between 0 and 4096 cores", self.limits.cpu));
         }
@@ -280,6 +267,16 @@ impl Config {
         self.pool.path.clone().unwrap_or_else(|| self.data_dir.join("pool"))
     }
 
+    /// The names that tenants' URLs are made of.
+    ///
+    /// # Errors
+    /// `server_name` and `domain` are no host names.
+    pub fn host_names(&self) -> Result<HostNames, ConfigError> {
+        let port = self.proxy.public_port.unwrap_or(self.proxy.listen.port());
+        HostNames::new(&self.server_name, &self.domain, self.proxy.scheme, port)
+            .map_err(|error| ConfigError::Value { key: "server_name, domain", problem: error.to_string() })
+    }
+
     /// Where the admin token lies.
     pub fn admin_token_path(&self) -> PathBuf {
         self.data_dir.join("admin.token")
@@ -300,16 +297,6 @@ pub const POOL_SIZE_MIN: Bytes = Bytes::mib(256);
 fn is_key(name: &str) -> bool {
     name.strip_prefix(ENV_PREFIX)
         .is_some_and(|key| !ENV_NOT_KEYS.iter().any(|not| key == *not || key.starts_with("VM_")))
-}
-
-fn is_host_name(text: &str) -> bool {
-    let label = |label: &str| {
-        (1..=63).contains(&label.len())
-            && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-    };
-    text.len() <= 200 && text.split('.').all(label)
 }
 
 #[cfg(test)]

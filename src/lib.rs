@@ -12,5 +12,6 @@
 
 pub mod config;
 pub mod domain;
+pub mod lifecycle;
 pub mod store;
 pub mod sys;

@@ -1,22 +1,24 @@
 //! The record of a container: everything that outlives its processes.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU16;
 use std::str::FromStr;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::env::{EnvError, EnvKey, EnvVars};
-use super::id::{ContainerId, ImageId, ProjectId};
+use super::host::Alias;
+use super::id::{ContainerId, ImageId, ProjectId, ReceiptId};
 use super::limits::Limits;
 use super::name::ContainerName;
-use super::phase::{Desired, Phase};
+use super::phase::{Desired, Phase, Status};
 use super::policy::PolicyName;
 use super::quantity::{Bytes, BytesPerSecond, CpuMillis, Pids};
 use super::slot::Slot;
 
 /// The port a tenant's HTTP server is expected on where nothing says otherwise.
-pub const PORT_DEFAULT: u16 = 8080;
+pub const PORT_DEFAULT: NonZeroU16 = NonZeroU16::new(8080).unwrap();
 /// Characters of a comment, at most.
 pub const COMMENT_CHARS_MAX: usize = 16_000;
 /// Labels of one container, at most; a key has 1–63 characters, a value up to 255.
@@ -75,18 +77,6 @@ impl From<ExternalId> for String {
     }
 }
 
-/// The host part of a container's own URL: 48 hex digits, unguessable (24 random bytes).
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Alias(pub String);
-
-impl Alias {
-    /// A new alias from 24 random bytes.
-    pub fn generate() -> Self {
-        Self(hex::encode(rand::random::<[u8; 24]>()))
-    }
-}
-
 /// What a user chooses about a container, and what a copy takes over from its source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
@@ -97,7 +87,7 @@ pub struct Settings {
     /// Replaces the image's entrypoint and command; empty: the image's own.
     pub command: Vec<String>,
     /// Where the tenant's HTTP server listens.
-    pub port: u16,
+    pub port: NonZeroU16,
     /// Environment variables; in force at the next start.
     pub env: EnvVars,
     /// The kernel's limits.
@@ -147,6 +137,8 @@ pub struct Container {
     pub phase: Phase,
     /// What the user wants it to do.
     pub desired: Desired,
+    /// The tombstone: set by DELETE, never taken back.
+    pub receipt: Option<ReceiptId>,
     /// Goes up with every change of the record; the ETag.
     pub generation: u64,
     /// Goes up with every change of the environment.
@@ -161,6 +153,37 @@ pub struct Container {
     pub started_at: Option<Timestamp>,
     /// When its port was last seen accepting after a start.
     pub ready_at: Option<Timestamp>,
+    /// How many changes of status there have been; the last ones are kept.
+    pub transitions: u64,
+}
+
+impl Container {
+    /// The status the API shows.
+    pub const fn status(&self) -> Status {
+        if self.receipt.is_some() { Status::Deleting } else { self.phase.status() }
+    }
+
+    /// Whether the environment has changed since init was started with it.
+    pub const fn env_pending(&self) -> bool {
+        self.phase.init().is_some() && self.env_revision != self.env_revision_applied
+    }
+}
+
+/// One change of status, for the status log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Transition {
+    /// Before; `None` for the first.
+    pub from: Option<Status>,
+    /// After.
+    pub to: Status,
+    /// When.
+    pub at: Timestamp,
+    /// How long it took, in milliseconds.
+    pub duration_ms: u64,
+    /// The verb, "exit", "recovery".
+    pub triggered_by: String,
+    /// Why, for people.
+    pub reason: Option<String>,
 }
 
 /// A change to settings: `None` leaves a field as it is. For a field that may be empty, `Some(None)` empties it.
@@ -170,7 +193,7 @@ pub struct SettingsPatch {
     pub comment: Option<Option<String>>,
     pub color: Option<Option<String>>,
     pub command: Option<Vec<String>>,
-    pub port: Option<u16>,
+    pub port: Option<NonZeroU16>,
     pub env: EnvChange,
     pub limits: LimitsPatch,
     pub firewall_policy: Option<PolicyName>,
@@ -290,7 +313,7 @@ mod tests {
             port: PORT_DEFAULT,
             env: EnvVars::parse([("A".into(), "1".into()), ("B".into(), "2".into())]).unwrap(),
             limits: Limits { pids: Some(Pids(100)), ..Limits::default() },
-            firewall_policy: PolicyName("web".into()),
+            firewall_policy: "web".parse().unwrap(),
             idle_timeout_s: Some(60),
             template: false,
             labels: BTreeMap::new(),

@@ -35,6 +35,9 @@ macro_rules! ids {
         pub struct $name([u8; ID_BYTES]);
 
         impl $name {
+            /// The id of nothing: all zero.
+            pub const NIL: Self = Self([0; ID_BYTES]);
+
             /// A new id from the time and eight random bytes.
             pub fn new(now: Timestamp, random: [u8; 8]) -> Self {
                 let seconds = u32::try_from(now.as_second()).unwrap_or(u32::MAX);

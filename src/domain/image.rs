@@ -16,12 +16,24 @@ pub struct ImageConfig {
     pub cmd: Vec<String>,
     /// `KEY=value` texts.
     pub env: Vec<String>,
-    /// `user`, `user:group`, `uid`, `uid:gid`; empty: root.
-    pub user: String,
+    /// Who runs the command, resolved against the image's own `/etc/passwd` and `/etc/group`.
+    pub user: ImageUser,
     /// Where the command starts; empty: `/`.
     pub working_dir: String,
     /// Ports such as `8080/tcp`.
     pub exposed_ports: Vec<String>,
+}
+
+/// A user inside an image.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ImageUser {
+    /// User id inside.
+    pub uid: u32,
+    /// Group id inside.
+    pub gid: u32,
+    /// Further groups inside.
+    pub additional_gids: Vec<u32>,
 }
 
 /// An image's record.

@@ -4,6 +4,7 @@
 
 pub mod container;
 pub mod env;
+pub mod host;
 pub mod id;
 pub mod image;
 pub mod limits;

@@ -26,6 +26,11 @@ impl NameError {
 pub struct ContainerName(String);
 
 impl ContainerName {
+    /// A name for a container that was given none: `tenant-` and eight hex digits.
+    pub fn random(random: [u8; 4]) -> Self {
+        Self(format!("tenant-{}", hex::encode(random)))
+    }
+
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -7,6 +7,9 @@
 //!                            ▼           └── exit / stop ───────┘
 //!                          failed                     any state ─► deleting ─► (tombstone + receipt)
 //! ```
+//!
+//! Deleting is no phase but a mark on the record (`receipt`): whatever the phase is when DELETE comes, the mark says that
+//! it will never run again, and the phase goes on to say what is still there to be removed.
 
 use std::fmt;
 
@@ -47,8 +50,6 @@ pub enum Phase {
         /// What went wrong, for people.
         reason: String,
     },
-    /// Tombstoned: will never run again.
-    Deleting,
 }
 
 /// Why a container is stopped.
@@ -176,7 +177,6 @@ impl Phase {
             Self::Running { .. } | Self::Stopping { .. } => Status::Running,
             Self::Paused { .. } => Status::Paused,
             Self::Failed { .. } => Status::Failed,
-            Self::Deleting => Status::Deleting,
         }
     }
 
@@ -226,7 +226,6 @@ mod tests {
             Phase::Paused { init: INIT },
             Phase::Stopping { init: INIT },
             Phase::Failed { reason: String::new() },
-            Phase::Deleting,
         ];
         let legal = |verb: Verb| -> Vec<usize> { (0..phases.len()).filter(|n| phases[*n].allows(verb)).collect() };
         assert_eq!(legal(Verb::Start), [1]);

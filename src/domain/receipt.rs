@@ -48,3 +48,24 @@ pub struct Receipt {
     /// What was removed, in order.
     pub erased: Vec<Erased>,
 }
+
+impl Receipt {
+    /// A receipt of something that is about to be erased.
+    pub fn pending(container: ContainerId, project: ProjectId, now: Timestamp) -> Self {
+        Self {
+            id: ReceiptId::generate(),
+            container,
+            project,
+            state: Erasure::Pending,
+            requested_at: now,
+            completed_at: None,
+            subvolumes: Vec::new(),
+            erased: Vec::new(),
+        }
+    }
+
+    /// Notes one thing that is gone.
+    pub fn note(&mut self, what: &str, verified: impl Into<String>, at: Timestamp) {
+        self.erased.push(Erased { what: what.to_owned(), verified: verified.into(), at });
+    }
+}

@@ -7,6 +7,8 @@
 
 pub mod btrfs;
 pub mod cgroup;
+pub mod folders;
 pub mod netlink;
 pub mod nft;
+pub mod oci;
 pub mod runtime;

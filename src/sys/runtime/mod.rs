@@ -15,28 +15,8 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
+pub use crate::domain::process::{Exit, Init};
 use crate::domain::{Bytes, ContainerId, EnvVars};
-
-/// A container's init process: a pid alone may be another process's tomorrow, with its start time it cannot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Init {
-    /// Process id on the host.
-    pub pid: i32,
-    /// Field 22 of `/proc/<pid>/stat` (proc(5)): clock ticks since boot.
-    pub start_ticks: u64,
-}
-
-/// How a process ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Exit {
-    /// By itself, with this status.
-    Code(i32),
-    /// By this signal.
-    Signal(i32),
-    /// Not ours to wait for: it was started by an earlier daemon.
-    Unknown,
-}
 
 /// Files a start needs; all absolute.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

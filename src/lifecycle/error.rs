@@ -1,0 +1,241 @@
+//! What a verb can be refused for, or fail of. Nothing here knows a status code; `api/error.rs` maps each variant once.
+
+use crate::domain::{ContainerId, EnvError, Status, Verb};
+use crate::store::StoreError;
+use crate::sys::btrfs::PoolError;
+use crate::sys::cgroup::CgroupError;
+use crate::sys::netlink::LinkError;
+use crate::sys::nft::FirewallError;
+use crate::sys::runtime::RuntimeError;
+
+/// What a request named and is not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum What {
+    Project,
+    Container,
+    Image,
+    Token,
+    Receipt,
+    Policy,
+}
+
+impl std::fmt::Display for What {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Project => "project",
+            Self::Container => "container",
+            Self::Image => "image",
+            Self::Token => "token",
+            Self::Receipt => "receipt",
+            Self::Policy => "firewall policy",
+        })
+    }
+}
+
+/// A verb that was refused or that failed; whatever it had made is undone.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// What the request names is not there.
+    #[error("there is no {what} `{name}`")]
+    NotFound {
+        /// Its kind.
+        what: What,
+        /// As the request named it.
+        name: String,
+    },
+    /// A container of that name is in the project.
+    #[error("the name `{0}` is in use in this project")]
+    NameInUse(String),
+    /// A container with that external id is in the project.
+    #[error("the external_id `{0}` is in use in this project")]
+    ExternalIdInUse(String),
+    /// A project, image or token of that name is there.
+    #[error("the {what} name `{name}` is in use")]
+    AliasInUse {
+        /// Its kind.
+        what: What,
+        /// The name.
+        name: String,
+    },
+    /// The project has as many containers as it may.
+    #[error("the project has {max} containers, as many as it may have")]
+    ProjectLimit {
+        /// The limit.
+        max: u32,
+    },
+    /// Something else is being deleted that would have to live on.
+    #[error("the {what} is being deleted")]
+    Deleting {
+        /// Its kind.
+        what: What,
+    },
+    /// Every slot of the subnet is taken.
+    #[error("all {0} addresses of the subnet are taken")]
+    NoSlot(u32),
+    /// The pool has too little room left for something new.
+    #[error("the pool is full: {available} are left, {headroom} are kept free")]
+    PoolFull {
+        /// What is left.
+        available: crate::domain::Bytes,
+        /// What is kept for deletions to succeed.
+        headroom: crate::domain::Bytes,
+    },
+    /// The verb makes no sense in this state.
+    #[error("cannot {verb} a container that is {status}")]
+    WrongState {
+        /// What was asked.
+        verb: Verb,
+        /// What it is.
+        status: Status,
+    },
+    /// It is not running, and would have to be.
+    #[error("the container is {0}, not running")]
+    NotRunning(Status),
+    /// Another verb is at work on it.
+    #[error("another operation is in progress on container {0}")]
+    Busy(ContainerId),
+    /// It was changed since the caller looked.
+    #[error("the {what} is at generation {found}, not {wanted}")]
+    Stale {
+        /// Its kind.
+        what: What,
+        /// As the caller thought.
+        wanted: u64,
+        /// As it is.
+        found: u64,
+    },
+    /// DELETE is refused until `deletion_protection` is lifted.
+    #[error("container {0} is protected from deletion")]
+    Protected(ContainerId),
+    /// The image is what containers are made from that are there.
+    #[error("the image `{0}` is in use")]
+    ImageInUse(String),
+    /// The source of a copy went away while it was copied.
+    #[error("the source container {0} was deleted while it was being copied")]
+    SourceGone(ContainerId),
+    /// Init could not be started for a reason that lies in the container: no such program, …
+    #[error("the container did not start: {0}")]
+    StartFailed(String),
+    /// A limit that this host cannot keep.
+    #[error("limits.{limit} cannot be kept here: {reason}")]
+    LimitUnsupported {
+        /// The field.
+        limit: &'static str,
+        /// Why.
+        reason: String,
+    },
+    /// A program that a command names cannot be executed inside.
+    #[error("the command cannot be run: {0}")]
+    NotExecutable(String),
+    /// A configuration that cannot be used.
+    #[error("the configuration cannot be used: {0}")]
+    Config(String),
+    /// A file of the daemon's own.
+    #[error("cannot {action} {}", path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: std::path::PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// An image that does not fit.
+    #[error("the image cannot be imported: {0}")]
+    BadImage(String),
+    /// An environment that does not fit.
+    #[error(transparent)]
+    Env(#[from] EnvError),
+    /// The daemon is shutting down.
+    #[error("the daemon is shutting down")]
+    ShuttingDown,
+    /// The container was deleted while the verb ran.
+    #[error("container {0} was deleted meanwhile")]
+    DeletedMeanwhile(ContainerId),
+    /// The source of a copy has no rootfs to be copied.
+    #[error("cannot copy container {id}, which is {status}")]
+    NotCopyable {
+        /// The source.
+        id: ContainerId,
+        /// What it is.
+        status: Status,
+    },
+    /// Something that was removed is still there.
+    #[error("the {what} of container {id} is still there after it was removed")]
+    Left {
+        /// Whose.
+        id: ContainerId,
+        /// What.
+        what: String,
+    },
+    /// A step failed in a driver.
+    #[error("{step} of container {id} failed")]
+    Step {
+        /// Whose.
+        id: ContainerId,
+        /// Which step.
+        step: String,
+        /// The cause.
+        #[source]
+        source: Box<DriverError>,
+    },
+    /// A driver failed outside a plan.
+    #[error("a driver failed")]
+    Driver(#[source] Box<DriverError>),
+    /// The store failed.
+    #[error("the store failed")]
+    Store(#[from] StoreError),
+}
+
+/// A driver's error, whichever driver's.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "transparent")]
+pub enum DriverError {
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error(transparent)]
+    Firewall(#[from] FirewallError),
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Folder(#[from] crate::sys::folders::FolderError),
+}
+
+impl Error {
+    /// A driver's failure outside a plan, as what it means to the caller where that is known.
+    pub fn driver(source: impl Into<DriverError>) -> Self {
+        let source = source.into();
+        Self::known(&source).unwrap_or_else(|| Self::Driver(Box::new(source)))
+    }
+
+    /// A failed step, as what it means to the caller where that is known.
+    pub fn step(id: ContainerId, step: &str, source: DriverError) -> Self {
+        Self::known(&source).unwrap_or_else(|| Self::Step { id, step: step.to_owned(), source: Box::new(source) })
+    }
+
+    fn known(source: &DriverError) -> Option<Self> {
+        match source {
+            DriverError::Runtime(RuntimeError::NotExecutable { message, .. }) => {
+                Some(Self::StartFailed(message.clone()))
+            }
+            DriverError::Pool(error @ PoolError::NoQuota) => {
+                Some(Self::LimitUnsupported { limit: "disk", reason: error.to_string() })
+            }
+            _ => None,
+        }
+    }
+
+    /// For something that is not there.
+    pub fn not_found(what: What, name: impl std::fmt::Display) -> Self {
+        Self::NotFound { what, name: name.to_string() }
+    }
+}

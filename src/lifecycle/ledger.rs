@@ -1,0 +1,419 @@
+//! The records: in memory and on the disk, in step.
+//!
+//! A change is made under one lock: the new record goes to the store, then takes the old one's place in memory, so that
+//! the disk never holds an older record than was last seen. Only the flush, which takes milliseconds, happens outside
+//! the lock and is shared with whoever else waits for one.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use jiff::Timestamp;
+use tokio::sync::Mutex;
+
+use super::catalog::Catalog;
+use super::directory::Directory;
+use super::error::{Error, What};
+use crate::domain::container::Transition;
+use crate::domain::{Container, ContainerId, Image, Project, ProjectId, Receipt, ReceiptId, Slot, Token};
+use crate::store::{Batch, Durability, Records};
+
+/// Changes of status that are kept of each container.
+pub const TRANSITIONS_MAX: u64 = 200;
+
+/// Records of everything, and the only code that writes them.
+#[derive(Debug)]
+pub struct Ledger {
+    records: Records,
+    directory: RwLock<Directory>,
+    images: RwLock<Catalog<Image>>,
+    tokens: RwLock<Catalog<Token>>,
+    /// Receipts by the container they are of.
+    receipts: RwLock<HashMap<ContainerId, ReceiptId>>,
+    /// Held while a record is changed, never while one is flushed.
+    order: Mutex<()>,
+}
+
+fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn transition_key(id: ContainerId, n: u64) -> String {
+    format!("transition/{id}/{n:010}")
+}
+
+impl Ledger {
+    /// Loads everything.
+    ///
+    /// # Errors
+    /// The store does not read.
+    pub async fn load(records: Records, last_slot: Slot) -> Result<Self, Error> {
+        let mut directory = Directory::new(last_slot);
+        for project in records.all::<Project>().await? {
+            directory.put_project(project)?;
+        }
+        for container in records.all::<Container>().await? {
+            directory.put(container)?;
+        }
+        let images = Catalog::new(records.all::<Image>().await?);
+        let tokens = Catalog::new(records.all::<Token>().await?);
+        let receipts = records.all::<Receipt>().await?.iter().map(|receipt| (receipt.container, receipt.id)).collect();
+        Ok(Self {
+            records,
+            directory: RwLock::new(directory),
+            images: RwLock::new(images),
+            tokens: RwLock::new(tokens),
+            receipts: RwLock::new(receipts),
+            order: Mutex::new(()),
+        })
+    }
+
+    /// The store beneath, for what is no record of the lifecycle's.
+    pub const fn records(&self) -> &Records {
+        &self.records
+    }
+
+    /// Projects and containers, to be read at once and let go.
+    pub fn directory(&self) -> RwLockReadGuard<'_, Directory> {
+        read(&self.directory)
+    }
+
+    /// Images.
+    pub fn images(&self) -> RwLockReadGuard<'_, Catalog<Image>> {
+        read(&self.images)
+    }
+
+    /// Tokens.
+    pub fn tokens(&self) -> RwLockReadGuard<'_, Catalog<Token>> {
+        read(&self.tokens)
+    }
+
+    /// The receipt of a container that was deleted.
+    pub fn receipt_of(&self, id: ContainerId) -> Option<ReceiptId> {
+        read(&self.receipts).get(&id).copied()
+    }
+
+    async fn commit(&self, batch: Batch) -> Result<(), Error> {
+        Ok(self.records.commit(batch, Durability::Lazy).await?)
+    }
+
+    async fn settle(&self, durability: Durability) -> Result<(), Error> {
+        if durability == Durability::Flushed {
+            // An empty batch changes nothing and returns when all before it is on the disk.
+            self.records.commit(Batch::default(), Durability::Flushed).await?;
+        }
+        Ok(())
+    }
+
+    /// Adds a container: a slot is reserved and the record made from it. Flushed.
+    ///
+    /// # Errors
+    /// A name in use, the project's limit, no slot; nothing is left then.
+    pub async fn add(&self, make: impl FnOnce(Slot) -> Container + Send) -> Result<Arc<Container>, Error> {
+        let container = {
+            let _order = self.order.lock().await;
+            let container = {
+                let mut directory = write(&self.directory);
+                let slot = directory.reserve_slot()?;
+                let container = make(slot);
+                let fits = directory.check_new(container.project, &container.name, container.external_id.as_ref());
+                match fits.and_then(|()| directory.put(container)) {
+                    Ok(container) => container,
+                    Err(error) => {
+                        directory.release(slot);
+                        return Err(error);
+                    }
+                }
+            };
+            let batch = Batch::default().put(&*container)?;
+            if let Err(error) = self.commit(batch).await {
+                write(&self.directory).remove(container.id);
+                return Err(error);
+            }
+            container
+        };
+        self.settle(Durability::Flushed).await?;
+        Ok(container)
+    }
+
+    /// Changes a container's record; its generation goes up, and a change of status is logged.
+    ///
+    /// # Errors
+    /// No such container, what `change` refuses, a name in use; nothing is changed then.
+    pub async fn change(
+        &self,
+        id: ContainerId,
+        how: Change<'_>,
+        change: impl FnOnce(&mut Container) -> Result<(), Error> + Send,
+    ) -> Result<Arc<Container>, Error> {
+        let changed = {
+            let _order = self.order.lock().await;
+            let old = self.directory().container(id)?;
+            let mut new = (*old).clone();
+            change(&mut new)?;
+            new.generation += 1;
+            new.updated_at = Timestamp::now();
+            let mut batch = Batch::default();
+            if new.status() != old.status() {
+                batch = log_transition(batch, &old, &mut new, how)?;
+            }
+            // Memory refuses a name in use, so it goes first; the store's refusal puts the old record back.
+            let changed = write(&self.directory).put(new)?;
+            if let Err(error) = self.commit(batch.put(&*changed)?).await {
+                write(&self.directory).put((*old).clone())?;
+                return Err(error);
+            }
+            changed
+        };
+        self.settle(how.durability).await?;
+        Ok(changed)
+    }
+
+    /// The changes of status that are kept, oldest first.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn transitions(&self, id: ContainerId) -> Result<Vec<Transition>, Error> {
+        let pairs = self.records.all_at::<Transition>(&format!("transition/{id}/")).await?;
+        Ok(pairs.into_iter().map(|(_, transition)| transition).collect())
+    }
+
+    /// Takes a container that could not be made out again, as if it had never been.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn forget(&self, id: ContainerId) -> Result<(), Error> {
+        let _order = self.order.lock().await;
+        let batch = self.without(id).await?;
+        self.commit(batch).await?;
+        write(&self.directory).remove(id);
+        Ok(())
+    }
+
+    /// Puts a container's receipt in its place: everything the store knows of it goes. Flushed.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn bury(&self, id: ContainerId, receipt: &Receipt) -> Result<(), Error> {
+        {
+            let _order = self.order.lock().await;
+            let batch = self.without(id).await?.put(receipt)?;
+            self.commit(batch).await?;
+            write(&self.directory).remove(id);
+        }
+        self.settle(Durability::Flushed).await
+    }
+
+    async fn without(&self, id: ContainerId) -> Result<Batch, Error> {
+        let mut batch = Batch::default().remove::<Container>(&id);
+        for (key, _) in self.records.all_at::<Transition>(&format!("transition/{id}/")).await? {
+            batch = batch.remove_at(key);
+        }
+        Ok(batch)
+    }
+
+    /// Marks a container as deleted, once; gives its receipt. Flushed: from here on it never runs again.
+    ///
+    /// # Errors
+    /// No such container, or it is protected.
+    pub async fn tombstone(&self, id: ContainerId) -> Result<Receipt, Error> {
+        let receipt = {
+            let _order = self.order.lock().await;
+            let old = self.directory().container(id)?;
+            if let Some(receipt) = old.receipt {
+                drop(_order);
+                return self.receipt(receipt).await;
+            }
+            if old.settings.deletion_protection {
+                return Err(Error::Protected(id));
+            }
+            let receipt = Receipt::pending(id, old.project, Timestamp::now());
+            let mut new = (*old).clone();
+            new.receipt = Some(receipt.id);
+            new.generation += 1;
+            new.updated_at = Timestamp::now();
+            let how = Change { durability: Durability::Flushed, by: "delete", began: None };
+            let batch = log_transition(Batch::default(), &old, &mut new, how)?;
+            self.commit(batch.put(&new)?.put(&receipt)?).await?;
+            write(&self.directory).put(new)?;
+            write(&self.receipts).insert(id, receipt.id);
+            receipt
+        };
+        self.settle(Durability::Flushed).await?;
+        Ok(receipt)
+    }
+
+    /// One receipt.
+    ///
+    /// # Errors
+    /// No such receipt.
+    pub async fn receipt(&self, id: ReceiptId) -> Result<Receipt, Error> {
+        self.records.get::<Receipt>(&id).await?.ok_or_else(|| Error::not_found(What::Receipt, id))
+    }
+
+    /// Receipts that are not complete.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn open_receipts(&self) -> Result<Vec<Receipt>, Error> {
+        let all = self.records.all::<Receipt>().await?;
+        Ok(all.into_iter().filter(|receipt| receipt.completed_at.is_none()).collect())
+    }
+
+    /// Writes a receipt's progress. Flushed.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn put_receipt(&self, receipt: &Receipt) -> Result<(), Error> {
+        self.records.commit(Batch::default().put(receipt)?, Durability::Flushed).await?;
+        Ok(())
+    }
+
+    /// Adds or changes a project. Flushed.
+    ///
+    /// # Errors
+    /// What `make` refuses, or an alias in use.
+    pub async fn put_project(
+        &self,
+        make: impl FnOnce(&Directory) -> Result<Project, Error> + Send,
+    ) -> Result<Arc<Project>, Error> {
+        let project = {
+            let _order = self.order.lock().await;
+            let new = make(&self.directory())?;
+            let old = self.directory().project(new.id).ok();
+            let project = write(&self.directory).put_project(new)?;
+            if let Err(error) = self.commit(Batch::default().put(&*project)?).await {
+                let mut directory = write(&self.directory);
+                match old {
+                    Some(old) => drop(directory.put_project((*old).clone())),
+                    None => directory.remove_project(project.id),
+                }
+                return Err(error);
+            }
+            project
+        };
+        self.settle(Durability::Flushed).await?;
+        Ok(project)
+    }
+
+    /// Forgets a project, whose containers must be gone. Flushed.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn remove_project(&self, id: ProjectId) -> Result<(), Error> {
+        {
+            let _order = self.order.lock().await;
+            self.commit(Batch::default().remove::<Project>(&id)).await?;
+            write(&self.directory).remove_project(id);
+        }
+        self.settle(Durability::Flushed).await
+    }
+
+    /// Adds an image. Flushed.
+    ///
+    /// # Errors
+    /// Its name is in use.
+    pub async fn add_image(&self, image: Image) -> Result<Arc<Image>, Error> {
+        self.add_to(&self.images, image).await
+    }
+
+    /// Forgets an image. Flushed.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn remove_image(&self, image: &Image) -> Result<(), Error> {
+        self.remove_from(&self.images, image).await
+    }
+
+    /// Adds a token. Flushed.
+    ///
+    /// # Errors
+    /// Its alias is in use.
+    pub async fn add_token(&self, token: Token) -> Result<Arc<Token>, Error> {
+        self.add_to(&self.tokens, token).await
+    }
+
+    /// Forgets a token. Flushed.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn remove_token(&self, token: &Token) -> Result<(), Error> {
+        self.remove_from(&self.tokens, token).await
+    }
+
+    async fn add_to<R: super::catalog::Named>(&self, catalog: &RwLock<Catalog<R>>, record: R) -> Result<Arc<R>, Error> {
+        let record = {
+            let _order = self.order.lock().await;
+            let record = write(catalog).add(record)?;
+            if let Err(error) = self.commit(Batch::default().put(&*record)?).await {
+                write(catalog).remove(&record);
+                return Err(error);
+            }
+            record
+        };
+        self.settle(Durability::Flushed).await?;
+        Ok(record)
+    }
+
+    async fn remove_from<R: super::catalog::Named>(
+        &self,
+        catalog: &RwLock<Catalog<R>>,
+        record: &R,
+    ) -> Result<(), Error> {
+        {
+            let _order = self.order.lock().await;
+            self.commit(Batch::default().remove::<R>(&record.id())).await?;
+            write(catalog).remove(record);
+        }
+        self.settle(Durability::Flushed).await
+    }
+}
+
+/// How a record is changed.
+#[derive(Debug, Clone, Copy)]
+pub struct Change<'a> {
+    /// When the change counts as done.
+    pub durability: Durability,
+    /// What the status log says it was triggered by.
+    pub by: &'a str,
+    /// When what led to the change began.
+    pub began: Option<std::time::Instant>,
+}
+
+impl<'a> Change<'a> {
+    /// A change that can be observed anew after a crash.
+    pub const fn lazy(by: &'a str) -> Self {
+        Self { durability: Durability::Lazy, by, began: None }
+    }
+
+    /// A change that must outlive a power cut.
+    pub const fn flushed(by: &'a str) -> Self {
+        Self { durability: Durability::Flushed, by, began: None }
+    }
+
+    /// The same, begun then.
+    pub const fn since(self, began: std::time::Instant) -> Self {
+        Self { began: Some(began), ..self }
+    }
+}
+
+fn log_transition(batch: Batch, old: &Container, new: &mut Container, how: Change<'_>) -> Result<Batch, Error> {
+    let transition = Transition {
+        from: Some(old.status()),
+        to: new.status(),
+        at: Timestamp::now(),
+        duration_ms: how.began.map_or(0, |began| began.elapsed().as_millis() as u64),
+        triggered_by: how.by.to_owned(),
+        reason: new.phase.reason(),
+    };
+    let n = new.transitions;
+    new.transitions += 1;
+    let mut batch = batch.put_at(transition_key(new.id, n), &transition)?;
+    if let Some(oldest) = n.checked_sub(TRANSITIONS_MAX) {
+        batch = batch.remove_at(transition_key(new.id, oldest));
+    }
+    Ok(batch)
+}

@@ -1,0 +1,36 @@
+//! What may happen to a container, in which order, and how it is undone.
+//!
+//! ```text
+//!  surfaces ──► Service ──► Directory   what there is: records in memory, names and slots reserved
+//!                  │            │
+//!                  │            └──► store   the same records, on the disk
+//!                  ▼
+//!              Supervisor ──► Worker (one per container, verbs queue there)
+//!                                │
+//!                                ├─ plan      pure: which steps, in which stages
+//!                                └─ execute   journalled; undone in reverse when a step fails
+//! ```
+//!
+//! Invariants:
+//! - a container's phase is changed by its worker alone; DELETE sets a mark beside it that nothing takes back;
+//! - no kernel object without a journal entry, no entry left open after recovery;
+//! - a tenant's link is taken up only when its rules are in;
+//! - whatever a failed verb made is gone when its error is answered.
+
+mod bundle;
+mod catalog;
+mod directory;
+mod error;
+mod execute;
+mod ledger;
+mod plan;
+mod ready;
+mod recover;
+mod requests;
+mod service;
+mod supervisor;
+mod worker;
+
+pub use error::{DriverError, Error, What};
+pub use requests::*;
+pub use service::Service;

@@ -1,0 +1,84 @@
+//! Whether a started container answers: its port is tried until it accepts.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+
+use super::ledger::Change;
+use super::supervisor::Shared;
+use crate::domain::{ContainerId, Init};
+
+/// The first pause between two tries, in milliseconds; each is half as long again.
+const PAUSE_MS_MIN: u64 = 1;
+/// The longest pause between two tries, in milliseconds.
+const PAUSE_MS_MAX: u64 = 100;
+/// How long one try may take, in milliseconds: a container on this host answers or refuses at once.
+const TRY_MS_MAX: u64 = 500;
+/// After this the port is not tried any more, in seconds: nobody waits longer.
+const TRIES_S_MAX: u64 = super::requests::WAIT_TIMEOUT_S_MAX;
+
+/// Whether a container answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Readiness {
+    /// Not yet.
+    Pending,
+    /// Its port accepts.
+    Ready,
+    /// Init has ended, or another one runs, or it took too long.
+    Ended,
+}
+
+/// Tries the container's port in a task of its own; the receiver sees the end.
+pub fn watch(shared: Arc<Shared>, id: ContainerId) -> watch::Receiver<Readiness> {
+    let (sender, receiver) = watch::channel(Readiness::Pending);
+    tokio::spawn(async move {
+        let end = probe(&shared, id).await;
+        // Nobody waiting is no error.
+        let _ = sender.send(end);
+    });
+    receiver
+}
+
+async fn probe(shared: &Shared, id: ContainerId) -> Readiness {
+    let began = Instant::now();
+    let Some((init, address)) = target(shared, id) else { return Readiness::Ended };
+    let mut pause_ms = PAUSE_MS_MIN;
+    while began.elapsed() < Duration::from_secs(TRIES_S_MAX) {
+        let attempt = tokio::time::timeout(Duration::from_millis(TRY_MS_MAX), TcpStream::connect(address)).await;
+        if target(shared, id).map(|(init, _)| init) != Some(init) {
+            return Readiness::Ended;
+        }
+        if let Ok(Ok(_connected)) = attempt {
+            note(shared, id, init).await;
+            return Readiness::Ready;
+        }
+        tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+        pause_ms = (pause_ms + pause_ms.div_ceil(2)).min(PAUSE_MS_MAX);
+    }
+    Readiness::Ended
+}
+
+fn target(shared: &Shared, id: ContainerId) -> Option<(Init, SocketAddr)> {
+    let container = shared.ledger.directory().container(id).ok()?;
+    let address = shared.address(&container)?;
+    Some((container.phase.init()?, SocketAddr::from((address, container.settings.port.get()))))
+}
+
+async fn note(shared: &Shared, id: ContainerId, init: Init) {
+    let noted = shared
+        .ledger
+        .change(id, Change::lazy("ready"), |container| {
+            if container.phase.init() == Some(init) {
+                container.ready_at = Some(Timestamp::now());
+            }
+            Ok(())
+        })
+        .await;
+    if let Err(error) = noted {
+        tracing::debug!(container = %id, error = &error as &dyn std::error::Error, "readiness is not noted");
+    }
+}

@@ -1,0 +1,316 @@
+//! What a daemon does before it serves: takes over what an earlier one left running, removes what it left half done.
+//!
+//! Three sources are put together: the records (what there should be), the run journal (what was being made), and what
+//! the drivers see (what there is). The decision for each container is pure ([`decide`]); whatever belongs to nobody after
+//! that is swept.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use tokio::sync::oneshot;
+
+use super::error::{DriverError, Error};
+use super::execute::Target;
+use super::ledger::Change;
+use super::plan::{Plan, Remove};
+use super::supervisor::{STARTS_AT_ONCE_MAX, Shared};
+use super::worker::Command;
+use crate::domain::policy::Policy;
+use crate::domain::receipt::Erasure;
+use crate::domain::{Container, ContainerId, Desired, Init, Phase, Slot, StopReason, Verb};
+use crate::store::journal::Entry;
+
+/// What was found, for the log and `/readyz`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Containers that went on running and were taken over.
+    pub adopted: usize,
+    /// Containers whose half-made or half-removed objects were removed.
+    pub undone: usize,
+    /// Containers whose deletion is being finished.
+    pub erasing: usize,
+    /// Containers that are being started because they should run.
+    pub starting: usize,
+    /// Objects that belonged to nobody and were removed.
+    pub swept: usize,
+    /// Folders with a manifest and no record: left alone, for the operator to decide.
+    pub orphans: Vec<ContainerId>,
+}
+
+/// What is to be done about one container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Decision {
+    /// It runs: watch it.
+    Adopt { init: Init, env_revision: u64 },
+    /// It has no process and should have nothing in the kernel.
+    Settle,
+    /// Its rootfs was never finished.
+    Forget,
+    /// It is to be deleted.
+    Erase,
+}
+
+/// `alive`: the process that the journal says serves it, if that very process lives. `rootfs`: whether its manifest, the
+/// last thing that is made of a rootfs, is there.
+fn decide(container: &Container, alive: Option<(Init, u64)>, rootfs: bool) -> Decision {
+    match (&container.phase, alive) {
+        _ if container.receipt.is_some() => Decision::Erase,
+        // Init was created but the record of it may be behind: the journal says so only once the plan is through.
+        (_, Some((init, env_revision))) => Decision::Adopt { init, env_revision },
+        (Phase::Creating, None) if !rootfs => Decision::Forget,
+        _ => Decision::Settle,
+    }
+}
+
+/// Takes over and cleans up; nothing else may use `shared` before this has returned.
+///
+/// # Errors
+/// The store, the journal or the firewall fail. A single object that cannot be removed is logged and left to the next
+/// start.
+pub async fn recover(shared: &Arc<Shared>) -> Result<Report, Error> {
+    let mut report = Report::default();
+    let entries: BTreeMap<ContainerId, Entry> = entries(shared);
+    let containers = shared.ledger.directory().containers();
+    let mut adopted: Vec<(Arc<Container>, Init)> = Vec::new();
+    let mut erase = Vec::new();
+    for container in &containers {
+        let alive = alive(shared, entries.get(&container.id));
+        let rootfs = has_manifest(shared, container.id).await?;
+        match decide(container, alive, rootfs) {
+            Decision::Adopt { init, env_revision } => {
+                adopted.push((adopt(shared, container, init, env_revision).await?, init));
+                report.adopted += 1;
+            }
+            Decision::Settle => report.undone += usize::from(settle(shared, container, &entries).await?),
+            Decision::Forget => {
+                shared.executor.remove(Target::from(&**container), "recovery", &Plan::<Remove>::erase()).await?;
+                shared.ledger.forget(container.id).await?;
+                report.undone += 1;
+            }
+            Decision::Erase => erase.push(container.id),
+        }
+    }
+    load_rules(shared, &adopted).await?;
+    for (id, entry) in &entries {
+        if shared.ledger.directory().container(*id).is_err() {
+            let target = Target { id: *id, slot: slot_of(entry) };
+            let _logged = shared.executor.remove(target, "recovery", &Plan::<Remove>::erase()).await;
+            report.undone += 1;
+        }
+    }
+    sweep(shared, &mut report).await;
+    for (container, _) in &adopted {
+        shared.send(container.id, Command::Adopt)?;
+    }
+    report.erasing = erase.len();
+    for id in erase {
+        shared.send(id, Command::Erase { reply: oneshot::channel().0 })?;
+    }
+    for receipt in shared.ledger.open_receipts().await? {
+        if receipt.state == Erasure::Removed {
+            shared.clean_later(receipt);
+        }
+    }
+    report.starting = start_desired(shared);
+    Ok(report)
+}
+
+async fn has_manifest(shared: &Shared, id: ContainerId) -> Result<bool, Error> {
+    let found = shared.executor.drivers().folders.has_manifest(id).await;
+    found.map_err(Error::driver)
+}
+
+fn entries(shared: &Shared) -> BTreeMap<ContainerId, Entry> {
+    let id = |entry: &Entry| match entry {
+        Entry::Begin { id, .. } | Entry::Running { id, .. } | Entry::End { id } => *id,
+    };
+    shared.executor.journal().open_entries().into_iter().map(|entry| (id(&entry), entry)).collect()
+}
+
+const fn slot_of(entry: &Entry) -> Slot {
+    match entry {
+        Entry::Begin { slot, .. } | Entry::Running { slot, .. } => *slot,
+        // An ended entry is never open.
+        Entry::End { .. } => Slot(0),
+    }
+}
+
+fn alive(shared: &Shared, entry: Option<&Entry>) -> Option<(Init, u64)> {
+    match entry {
+        Some(Entry::Running { init, env_revision, .. }) if shared.executor.drivers().runtime.is_alive(*init) => {
+            Some((*init, *env_revision))
+        }
+        _ => None,
+    }
+}
+
+async fn adopt(shared: &Shared, container: &Container, init: Init, revision: u64) -> Result<Arc<Container>, Error> {
+    let paused = matches!(container.phase, Phase::Paused { .. });
+    shared
+        .ledger
+        .change(container.id, Change::lazy("recovery"), |container| {
+            container.phase = if paused { Phase::Paused { init } } else { Phase::Running { init } };
+            container.env_revision_applied = revision;
+            Ok(())
+        })
+        .await
+}
+
+/// Removes what is in the kernel of a container without a process; whether there was anything to put right.
+async fn settle(shared: &Shared, container: &Container, entries: &BTreeMap<ContainerId, Entry>) -> Result<bool, Error> {
+    let open = entries.contains_key(&container.id);
+    if open {
+        shared.executor.remove(Target::from(container), "recovery", &Plan::<Remove>::tear_down()).await?;
+    }
+    let reason = match container.phase {
+        Phase::Stopped { .. } | Phase::Failed { .. } => return Ok(open),
+        Phase::Creating => StopReason::Created,
+        _ => StopReason::Lost,
+    };
+    shared
+        .ledger
+        .change(container.id, Change::flushed("recovery"), |container| {
+            container.phase = Phase::Stopped { reason };
+            Ok(())
+        })
+        .await?;
+    Ok(true)
+}
+
+/// The whole table in one transaction: the base rules and those of the containers that run.
+async fn load_rules(shared: &Shared, adopted: &[(Arc<Container>, Init)]) -> Result<(), Error> {
+    let rules = |container: &Arc<Container>| -> Result<(Slot, Policy), Error> {
+        let subject = shared.subject(container.clone())?;
+        Ok((container.slot, (*subject.policy).clone()))
+    };
+    let tenants = adopted.iter().map(|(container, _)| rules(container)).collect::<Result<Vec<_>, _>>()?;
+    shared.executor.drivers().firewall.load(&tenants).await.map_err(Error::driver)
+}
+
+/// Removes objects of ours that belong to no container that runs.
+async fn sweep(shared: &Shared, report: &mut Report) {
+    let running: Vec<_> =
+        shared.ledger.directory().containers().into_iter().filter(|one| one.phase.init().is_some()).collect();
+    let ids: BTreeSet<ContainerId> = running.iter().map(|one| one.id).collect();
+    let slots: BTreeSet<Slot> = running.iter().map(|one| one.slot).collect();
+    let drivers = shared.executor.drivers();
+
+    let cgroups = stray(drivers.cgroups.list().await, &ids);
+    for id in cgroups {
+        swept(report, "cgroup", id, drivers.cgroups.remove(id).await);
+    }
+    for slot in stray(drivers.links.list().await, &slots) {
+        swept(report, "link", slot, drivers.links.detach(slot).await);
+    }
+    for id in stray(drivers.runtime.list().await, &ids) {
+        swept(report, "runtime state", id, drivers.runtime.remove(id).await);
+    }
+    for slot in stray(drivers.firewall.list().await, &slots) {
+        swept(report, "firewall chains", slot, drivers.firewall.remove(slot).await);
+    }
+    let known: BTreeSet<ContainerId> = shared.ledger.directory().containers().iter().map(|one| one.id).collect();
+    for id in stray(drivers.folders.list().await, &known) {
+        // A manifest without a record: the store may be older than the pool. That is for the operator to decide.
+        if has_manifest(shared, id).await.unwrap_or(true) {
+            tracing::warn!(container = %id, "a container's data has no record; it is left alone");
+            report.orphans.push(id);
+            continue;
+        }
+        swept(report, "rootfs", id, drivers.pool.delete(&shared.executor.layout().rootfs(id)).await.map(drop));
+        swept(report, "folders", id, drivers.folders.remove(id).await);
+    }
+}
+
+fn stray<T: Ord, E: Into<DriverError>>(found: Result<Vec<T>, E>, wanted: &BTreeSet<T>) -> Vec<T> {
+    match found {
+        Ok(found) => found.into_iter().filter(|one| !wanted.contains(one)).collect(),
+        Err(error) => {
+            let error = error.into();
+            tracing::error!(error = &error as &dyn std::error::Error, "what is left cannot be listed");
+            Vec::new()
+        }
+    }
+}
+
+fn swept<E: Into<DriverError>>(report: &mut Report, what: &str, whose: impl std::fmt::Display, result: Result<(), E>) {
+    match result {
+        Ok(()) => {
+            tracing::warn!(%whose, "a leaked {what} is removed");
+            report.swept += 1;
+        }
+        Err(error) => {
+            let error = error.into();
+            tracing::error!(%whose, error = &error as &dyn std::error::Error, "a leaked {what} cannot be removed");
+        }
+    }
+}
+
+/// Starts what should run and does not, a bounded number at once, behind the caller's back; how many those are.
+fn start_desired(shared: &Arc<Shared>) -> usize {
+    let due: Vec<ContainerId> = shared
+        .ledger
+        .directory()
+        .containers()
+        .iter()
+        .filter(|one| one.desired == Desired::Running && one.settings.autostart && one.receipt.is_none())
+        .filter(|one| one.phase.allows(Verb::Start))
+        .map(|one| one.id)
+        .collect();
+    let count = due.len();
+    let shared = shared.clone();
+    tokio::spawn(async move {
+        futures_util::stream::iter(due)
+            .for_each_concurrent(STARTS_AT_ONCE_MAX, |id| {
+                let shared = shared.clone();
+                async move {
+                    let (reply, done) = oneshot::channel();
+                    let command = Command::Verb { verb: Verb::Start, grace: std::time::Duration::ZERO, reply };
+                    let result = match shared.send(id, command) {
+                        Ok(()) => done.await.unwrap_or(Err(Error::ShuttingDown)).map(drop),
+                        Err(error) => Err(error),
+                    };
+                    if let Err(error) = result {
+                        tracing::error!(container = %id, error = &error as &dyn std::error::Error, "autostart failed");
+                    }
+                }
+            })
+            .await;
+    });
+    count
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::directory::tests::container;
+    use super::*;
+    use crate::domain::{ProjectId, ReceiptId};
+
+    const INIT: Init = Init { pid: 7, start_ticks: 9 };
+
+    fn in_phase(phase: Phase) -> Container {
+        Container { phase, ..container(ProjectId::NIL, "one", Slot(1)) }
+    }
+
+    #[test]
+    fn a_tombstone_wins_over_a_living_process() {
+        let mut container = in_phase(Phase::Running { init: INIT });
+        container.receipt = Some(ReceiptId::NIL);
+        assert_eq!(decide(&container, Some((INIT, 1)), true), Decision::Erase);
+    }
+
+    #[test]
+    fn a_process_that_lives_is_adopted_whatever_the_record_says() {
+        for phase in [Phase::Starting, Phase::Creating, Phase::Running { init: INIT }] {
+            let decision = decide(&in_phase(phase), Some((INIT, 3)), true);
+            assert_eq!(decision, Decision::Adopt { init: INIT, env_revision: 3 });
+        }
+    }
+
+    #[test]
+    fn a_rootfs_that_was_never_finished_is_forgotten_and_a_finished_one_is_kept() {
+        assert_eq!(decide(&in_phase(Phase::Creating), None, false), Decision::Forget);
+        assert_eq!(decide(&in_phase(Phase::Creating), None, true), Decision::Settle);
+        assert_eq!(decide(&in_phase(Phase::Running { init: INIT }), None, false), Decision::Settle);
+    }
+}

@@ -1,0 +1,226 @@
+//! What surfaces ask for and get, already checked.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::error::Error;
+use crate::domain::container::{EnvChange, ExternalId, SettingsPatch};
+use crate::domain::token::Permissions;
+use crate::domain::{Bytes, Container, ContainerName, OperationId, ProjectId, Secret, Token, Verb};
+use crate::sys::cgroup;
+use crate::sys::netlink::LinkUsage;
+
+/// How long a caller waits for readiness where it does not say, in seconds.
+pub const WAIT_TIMEOUT_S_DEFAULT: u64 = 10;
+/// The longest a caller may wait, in seconds.
+pub const WAIT_TIMEOUT_S_MAX: u64 = 300;
+/// Between SIGTERM and SIGKILL where the caller does not say, in seconds (as Docker's).
+pub const STOP_GRACE_S_DEFAULT: u64 = 10;
+
+/// A project to be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewProject {
+    /// Unique on this host.
+    pub alias: String,
+    /// For people.
+    pub color: Option<String>,
+    /// How many containers it may have.
+    pub containers_max: Option<u32>,
+}
+
+/// A change to a project; `None` leaves a field as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[allow(missing_docs, reason = "each field is the one of the same name in Project")]
+pub struct ProjectPatch {
+    pub alias: Option<String>,
+    pub color: Option<Option<String>>,
+    pub containers_max: Option<Option<u32>>,
+}
+
+/// A container to be made from an image.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NewContainer {
+    /// `None`: a random one.
+    pub name: Option<ContainerName>,
+    /// An image's name or id; `None`: `base`.
+    pub image: Option<String>,
+    /// The customer's id in the user's own system.
+    pub external_id: Option<ExternalId>,
+    /// What differs from the host's defaults.
+    pub settings: SettingsPatch,
+    /// Whether it is started at once.
+    pub start: bool,
+}
+
+/// A container to be made from another.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NewCopy {
+    /// `None`: the source's.
+    pub project: Option<ProjectId>,
+    /// `None`: a random one.
+    pub name: Option<ContainerName>,
+    /// The customer's id in the user's own system.
+    pub external_id: Option<ExternalId>,
+    /// What differs from the source. (A copy is no template unless this says so.)
+    pub settings: SettingsPatch,
+    /// Whether the source's firewall policy is taken along; `None`: if the source is a template.
+    pub copy_firewall: Option<bool>,
+    /// Whether it is started at once.
+    pub start: bool,
+}
+
+/// A change to a container.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ContainerPatch {
+    /// Its name.
+    pub name: Option<ContainerName>,
+    /// The customer's id in the user's own system.
+    pub external_id: Option<Option<ExternalId>>,
+    /// The rest.
+    pub settings: SettingsPatch,
+}
+
+impl ContainerPatch {
+    /// Makes the change to a record.
+    ///
+    /// # Errors
+    /// An environment that does not fit; the record may then be half changed and must be thrown away.
+    pub fn apply(&self, container: &mut Container) -> Result<(), Error> {
+        let old = container.settings.clone();
+        container.settings = self.settings.clone().apply(old)?;
+        if self.settings.env != EnvChange::Keep {
+            container.env_revision += 1;
+        }
+        if let Some(name) = &self.name {
+            container.name = name.clone();
+        }
+        if let Some(external) = &self.external_id {
+            container.external_id = external.clone();
+        }
+        Ok(())
+    }
+}
+
+/// When a verb that starts a container answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Until {
+    /// At once: the verb goes on behind.
+    Nothing,
+    /// Init was started.
+    Started,
+    /// Its port accepts.
+    Ready,
+}
+
+/// How long a caller waits, and for what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Await {
+    /// For what.
+    pub until: Until,
+    /// How long at most.
+    pub timeout: Duration,
+}
+
+/// A container as a verb left it.
+#[derive(Debug, Clone)]
+pub struct Made {
+    /// Its record.
+    pub container: Arc<Container>,
+    /// What the caller should know, though nothing failed.
+    pub warnings: Vec<String>,
+    /// How long each step took, in the order they ended.
+    pub timings: Vec<(String, Duration)>,
+}
+
+/// A verb as it was carried out.
+#[derive(Debug, Clone)]
+pub struct Done {
+    /// The operation's id, as logs have it.
+    pub operation: OperationId,
+    /// The verb.
+    pub verb: Verb,
+    /// The container afterwards.
+    pub container: Arc<Container>,
+    /// What the caller should know, though nothing failed.
+    pub warnings: Vec<String>,
+}
+
+/// What a container uses now.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Stats {
+    /// Processor, memory, tasks; `None` where it has no cgroup.
+    pub cgroup: Option<cgroup::Usage>,
+    /// Processor use over the moment before, in percent of one core; `None` where it is not running.
+    pub cpu_percent: Option<f64>,
+    /// Bytes of the rootfs that are its own, and the limit; `None` where the kernel does not count.
+    pub disk: Option<DiskUse>,
+    /// Its link's counters; `None` where it has none.
+    pub link: Option<LinkUsage>,
+}
+
+/// What a container holds on the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskUse {
+    /// Its own writes.
+    pub used: Bytes,
+    /// The limit.
+    pub limit: Option<Bytes>,
+}
+
+/// An image to be imported.
+#[derive(Debug, Clone)]
+pub struct NewImage {
+    /// What containers will name it by.
+    pub name: String,
+    /// An archive (rootfs tar, OCI layout, docker archive) or an OCI layout's folder.
+    pub source: PathBuf,
+}
+
+/// How far an import has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImportProgress {
+    /// What is being done.
+    pub step: String,
+    /// Bytes read.
+    pub done: Bytes,
+    /// Bytes to read, where known.
+    pub total: Option<Bytes>,
+}
+
+/// A token to be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewToken {
+    /// Unique.
+    pub alias: String,
+    /// What it may do.
+    pub permissions: Permissions,
+    /// The only project it may know of.
+    pub project: Option<ProjectId>,
+    /// From when on it is refused.
+    pub expires_at: Option<Timestamp>,
+}
+
+/// A token and, this once, its secret.
+#[derive(Debug, Clone)]
+pub struct MadeToken {
+    /// The record.
+    pub token: Token,
+    /// What the client presents.
+    pub secret: Secret,
+}
+
+/// Why a presented secret is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// No token has it.
+    Unknown,
+    /// Its token has expired.
+    Expired,
+}
+
+/// Labels that a listing filters by: each must be there with this value.
+pub type LabelFilter = BTreeMap<String, String>;

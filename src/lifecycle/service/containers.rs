@@ -1,0 +1,316 @@
+//! Containers: made, copied, changed, started and stopped, deleted.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use tokio::sync::oneshot;
+
+use super::super::error::{Error, What};
+use super::super::plan::Origin;
+use super::super::ready::Readiness;
+use super::super::requests::*;
+use super::super::worker::{Command, Settled};
+use super::{Service, gone};
+use crate::domain::container::PORT_DEFAULT;
+use crate::domain::host::Alias;
+use crate::domain::policy::PolicyName;
+use crate::domain::receipt::Erasure;
+use crate::domain::{
+    Bytes, Container, ContainerId, ContainerName, Desired, EnvVars, Image, ImageId, OperationId, Phase, ProjectId,
+    Receipt, Settings, Verb,
+};
+
+/// The image of a container that names none.
+pub const IMAGE_DEFAULT: &str = "base";
+/// How long DELETE waits for the objects to be removed, in seconds; they go on being removed behind.
+const REMOVED_WAIT_S_MAX: u64 = 30;
+/// How long `wait=erased` waits for BTRFS's cleaner, in seconds.
+const ERASED_WAIT_S_MAX: u64 = 120;
+/// Between two looks at a receipt, in milliseconds.
+const ERASED_LOOK_MS: u64 = 20;
+/// What is kept free in a pool, so that deletions and the filesystem's own work always succeed: the larger of this …
+const HEADROOM_MIN: Bytes = Bytes::mib(64);
+/// … and one part in so many of the pool.
+const HEADROOM_PART: u64 = 32;
+
+impl Service {
+    /// Makes a container from an image.
+    ///
+    /// # Errors
+    /// What the request names is not there or in use, a limit is reached, a step failed. Nothing is left then.
+    pub async fn create(&self, project: ProjectId, new: NewContainer, wait: Await) -> Result<Made, Error> {
+        let image = self.image_for(new.image.as_deref().unwrap_or(IMAGE_DEFAULT))?;
+        let settings = new.settings.apply(self.default_settings())?;
+        let draft = Draft {
+            project,
+            name: new.name.unwrap_or_else(random_name),
+            external_id: new.external_id,
+            image: (image.id, image.name.clone()),
+            source: None,
+            settings,
+            start: new.start,
+        };
+        self.build(draft, Origin::Image(image.id), wait).await
+    }
+
+    /// Makes a container from another one, running or not.
+    ///
+    /// # Errors
+    /// As [`Service::create`]; and the source was deleted meanwhile.
+    pub async fn copy(&self, source: ContainerId, new: NewCopy, wait: Await) -> Result<Made, Error> {
+        let from = self.container(source)?;
+        if from.receipt.is_some() || matches!(from.phase, Phase::Creating | Phase::Failed { .. }) {
+            return Err(Error::NotCopyable { id: source, status: from.status() });
+        }
+        let mut settings = from.settings.clone();
+        settings.template = false;
+        settings.deletion_protection = false;
+        if !new.copy_firewall.unwrap_or(from.settings.template) {
+            settings.firewall_policy = PolicyName::default();
+        }
+        let draft = Draft {
+            project: new.project.unwrap_or(from.project),
+            name: new.name.unwrap_or_else(random_name),
+            external_id: new.external_id,
+            image: (from.image, from.image_name.clone()),
+            source: Some(source),
+            settings: new.settings.apply(settings)?,
+            start: new.start,
+        };
+        let made = self.build(draft, Origin::Container(source), wait).await;
+        let lives = self.container(source).is_ok_and(|source| source.receipt.is_none());
+        match made {
+            Err(Error::Step { .. }) if !lives => Err(Error::SourceGone(source)),
+            made => made,
+        }
+    }
+
+    async fn build(&self, draft: Draft, origin: Origin, wait: Await) -> Result<Made, Error> {
+        self.check_settings(&draft.settings)?;
+        self.check_room().await?;
+        let start = draft.start;
+        let container = self.ledger().add(|slot| draft.record(slot)).await?;
+        let (reply, done) = oneshot::channel();
+        let deadline = Instant::now() + wait.timeout;
+        if let Err(error) = self.inner.shared.send(container.id, Command::Build { origin, start, reply }) {
+            self.ledger().forget(container.id).await?;
+            return Err(error);
+        }
+        if wait.until == Until::Nothing {
+            return Ok(Made { container, warnings: Vec::new(), timings: Vec::new() });
+        }
+        // A start is bounded by its helper's own limits, so this ends.
+        let settled = done.await.map_err(gone)??;
+        self.await_ready(settled, wait.until, deadline).await
+    }
+
+    /// Waits until the port accepts; past the deadline, or when init has ended, the caller gets a warning.
+    async fn await_ready(&self, settled: Settled, until: Until, deadline: Instant) -> Result<Made, Error> {
+        let Settled { mut container, ready, timings } = settled;
+        let mut warnings = Vec::new();
+        if let (Until::Ready, Some(mut ready)) = (until, ready) {
+            let over = tokio::time::timeout_at(deadline.into(), ready.wait_for(|end| *end != Readiness::Pending)).await;
+            let end = over.ok().and_then(Result::ok).map(|end| *end);
+            // It may have been deleted meanwhile; the record from before is then the best there is.
+            container = self.container(container.id).unwrap_or(container);
+            warnings.extend(not_ready(&container, end));
+        }
+        Ok(Made { container, warnings, timings })
+    }
+
+    /// One container.
+    ///
+    /// # Errors
+    /// No such container.
+    pub fn container(&self, id: ContainerId) -> Result<Arc<Container>, Error> {
+        self.ledger().directory().container(id)
+    }
+
+    /// All of them in the order they were made, those being deleted too.
+    pub fn containers(&self) -> Vec<Arc<Container>> {
+        self.ledger().directory().containers()
+    }
+
+    /// Changes a container; limits and firewall at once, the environment at the next start.
+    ///
+    /// # Errors
+    /// A stale `if_match`, a name in use, a limit that the kernel does not take. Nothing is changed then.
+    pub async fn update(&self, id: ContainerId, patch: ContainerPatch, if_match: Option<u64>) -> Result<Made, Error> {
+        let old = self.container(id)?;
+        self.check_settings(&patch.settings.clone().apply(old.settings.clone())?)?;
+        let (reply, done) = oneshot::channel();
+        self.inner.shared.send(id, Command::Update { patch: Box::new(patch), if_match, reply })?;
+        let container = done.await.map_err(gone)??;
+        Ok(Made { container, warnings: Vec::new(), timings: Vec::new() })
+    }
+
+    /// Carries out a verb.
+    ///
+    /// # Errors
+    /// The verb makes no sense now, another one is at work, a step failed.
+    pub async fn verb(&self, id: ContainerId, verb: Verb, wait: Await, grace: Option<Duration>) -> Result<Done, Error> {
+        let container = self.container(id)?;
+        if container.receipt.is_some() {
+            return Err(Error::WrongState { verb, status: container.status() });
+        }
+        let operation = OperationId::generate();
+        let grace = grace.unwrap_or(Duration::from_secs(STOP_GRACE_S_DEFAULT));
+        let (reply, done) = oneshot::channel();
+        let deadline = Instant::now() + wait.timeout;
+        self.inner.shared.send(id, Command::Verb { verb, grace, reply })?;
+        tracing::info!(container = %id, %operation, %verb, "accepted");
+        if wait.until == Until::Nothing {
+            return Ok(Done { operation, verb, container, warnings: Vec::new() });
+        }
+        let settled = done.await.map_err(gone)??;
+        let made = self.await_ready(settled, wait.until, deadline).await?;
+        Ok(Done { operation, verb, container: made.container, warnings: made.warnings })
+    }
+
+    /// Deletes a container with all its data: from any state, and again with the same answer. Returns when every object is
+    /// removed or, with `erased`, when the filesystem has dropped the data too.
+    ///
+    /// # Errors
+    /// No such container ever was, it is protected, an object could not be removed.
+    pub async fn delete(&self, id: ContainerId, erased: bool) -> Result<Receipt, Error> {
+        let receipt = match self.ledger().tombstone(id).await {
+            Ok(receipt) => {
+                let (reply, done) = oneshot::channel();
+                self.inner.shared.send(id, Command::Erase { reply })?;
+                match tokio::time::timeout(Duration::from_secs(REMOVED_WAIT_S_MAX), done).await {
+                    Ok(done) => done.map_err(gone)??,
+                    Err(_elapsed) => receipt,
+                }
+            }
+            Err(Error::NotFound { what, name }) => match self.receipt_of(id) {
+                Some(receipt) => self.receipt(receipt).await?,
+                None => return Err(Error::NotFound { what, name }),
+            },
+            Err(error) => return Err(error),
+        };
+        if erased { self.await_erased(receipt).await } else { Ok(receipt) }
+    }
+
+    async fn await_erased(&self, receipt: Receipt) -> Result<Receipt, Error> {
+        let id = receipt.id;
+        let look = async {
+            let mut receipt = receipt;
+            while receipt.state != Erasure::Complete {
+                tokio::time::sleep(Duration::from_millis(ERASED_LOOK_MS)).await;
+                receipt = self.receipt(id).await?;
+            }
+            Ok(receipt)
+        };
+        match tokio::time::timeout(Duration::from_secs(ERASED_WAIT_S_MAX), look).await {
+            Ok(complete) => complete,
+            Err(_elapsed) => self.receipt(id).await,
+        }
+    }
+
+    fn image_for(&self, name: &str) -> Result<Arc<Image>, Error> {
+        let images = self.ledger().images();
+        let by_id = name.parse::<ImageId>().ok().and_then(|id| images.get(&id));
+        by_id.or_else(|| images.named(name)).ok_or_else(|| Error::not_found(What::Image, name))
+    }
+
+    fn default_settings(&self) -> Settings {
+        Settings {
+            comment: None,
+            color: None,
+            command: Vec::new(),
+            port: PORT_DEFAULT,
+            env: EnvVars::default(),
+            limits: self.inner.defaults,
+            firewall_policy: PolicyName::default(),
+            idle_timeout_s: None,
+            template: false,
+            labels: Default::default(),
+            deletion_protection: false,
+            autostart: true,
+            ramdisk: true,
+            ssh_public_key: None,
+        }
+    }
+
+    /// What can be refused before anything is made.
+    fn check_settings(&self, settings: &Settings) -> Result<(), Error> {
+        if self.inner.shared.policies.get(&settings.firewall_policy).is_none() {
+            return Err(Error::not_found(What::Policy, &settings.firewall_policy));
+        }
+        let limits = &settings.limits;
+        let unkept = [("net_rx_bps", limits.net_rx_bps), ("net_tx_bps", limits.net_tx_bps)];
+        if let Some((limit, _)) = unkept.into_iter().find(|(_, value)| value.is_some()) {
+            let reason = "this version does not shape the network".to_owned();
+            return Err(Error::LimitUnsupported { limit, reason });
+        }
+        Ok(())
+    }
+
+    async fn check_room(&self) -> Result<(), Error> {
+        let space = self.drivers().pool.space().await.map_err(Error::driver)?;
+        let headroom = HEADROOM_MIN.max(Bytes(space.total.0 / HEADROOM_PART));
+        if space.available < headroom {
+            return Err(Error::PoolFull { available: space.available, headroom });
+        }
+        Ok(())
+    }
+}
+
+/// A container before it has a slot.
+struct Draft {
+    project: ProjectId,
+    name: ContainerName,
+    external_id: Option<crate::domain::container::ExternalId>,
+    image: (ImageId, String),
+    source: Option<ContainerId>,
+    settings: Settings,
+    start: bool,
+}
+
+impl Draft {
+    fn record(self, slot: crate::domain::Slot) -> Container {
+        let now = Timestamp::now();
+        let (image, image_name) = self.image;
+        Container {
+            id: ContainerId::generate(),
+            project: self.project,
+            name: self.name,
+            external_id: self.external_id,
+            slot,
+            alias: Alias::generate(),
+            image,
+            image_name,
+            source: self.source,
+            settings: self.settings,
+            phase: Phase::Creating,
+            desired: if self.start { Desired::Running } else { Desired::Stopped },
+            receipt: None,
+            generation: 1,
+            env_revision: 1,
+            env_revision_applied: 0,
+            created_at: now,
+            updated_at: now,
+            started_at: None,
+            ready_at: None,
+            transitions: 0,
+        }
+    }
+}
+
+fn not_ready(container: &Container, end: Option<Readiness>) -> Option<String> {
+    let port = container.settings.port;
+    match end {
+        Some(Readiness::Ready) => None,
+        Some(_) => Some(format!(
+            "the container stopped before port {port} accepted: {}",
+            container.phase.reason().unwrap_or_else(|| container.status().to_string())
+        )),
+        None => Some(format!("port {port} did not accept in time; the container goes on starting")),
+    }
+}
+
+/// A name for a container that was given none.
+fn random_name() -> ContainerName {
+    ContainerName::random(rand::random())
+}

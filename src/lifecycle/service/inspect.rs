@@ -1,0 +1,113 @@
+//! Looking into a container: counters, logs, commands inside.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::super::error::Error;
+use super::super::requests::{DiskUse, Stats};
+use super::Service;
+use crate::domain::container::Transition;
+use crate::domain::{Bytes, ContainerId, Phase};
+use crate::sys::btrfs::PoolError;
+use crate::sys::runtime::{ExecOutcome, ExecRequest};
+
+/// A sample that is older says nothing of now, in seconds.
+const SAMPLE_AGE_S_MAX: u64 = 60;
+/// Between the two samples of a container that was not looked at lately, in milliseconds.
+const SAMPLE_GAP_MS: u64 = 100;
+
+/// When a container's processor time was last read, and what it was, in microseconds.
+#[derive(Debug, Default)]
+pub struct CpuSamples(Mutex<HashMap<ContainerId, (Instant, u64)>>);
+
+impl CpuSamples {
+    /// Takes a sample; gives the percentage of one core since the last one, if that is not too old.
+    fn take(&self, id: ContainerId, now: Instant, cpu_us: u64) -> Option<f64> {
+        let mut samples = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Containers that are not looked at any more fall out: the map holds no more than are watched.
+        samples.retain(|_, (at, _)| now.duration_since(*at) < Duration::from_secs(SAMPLE_AGE_S_MAX));
+        let (at, before) = samples.insert(id, (now, cpu_us))?;
+        let passed_us = now.duration_since(at).as_micros();
+        (passed_us > 0).then(|| cpu_us.saturating_sub(before) as f64 * 100.0 / passed_us as f64)
+    }
+}
+
+impl Service {
+    /// What a container uses now.
+    ///
+    /// # Errors
+    /// No such container, or the kernel does not say.
+    pub async fn stats(&self, id: ContainerId) -> Result<Stats, Error> {
+        let container = self.container(id)?;
+        let drivers = self.drivers();
+        let disk = match drivers.pool.usage(&self.layout().rootfs(id)).await {
+            Ok(usage) => Some(DiskUse { used: usage.used, limit: usage.limit }),
+            Err(PoolError::NoQuota) => None,
+            Err(_) if container.phase == Phase::Creating || container.receipt.is_some() => None,
+            Err(error) => return Err(Error::driver(error)),
+        };
+        let link = drivers.links.usage(container.slot).await.map_err(Error::driver)?;
+        let cgroup = drivers.cgroups.usage(id).await.map_err(Error::driver)?;
+        let Some(usage) = cgroup else {
+            return Ok(Stats { cgroup: None, cpu_percent: None, disk, link });
+        };
+        let mut cpu_percent = self.inner.cpu.take(id, Instant::now(), usage.cpu_us);
+        let mut cgroup = Some(usage);
+        if cpu_percent.is_none() {
+            tokio::time::sleep(Duration::from_millis(SAMPLE_GAP_MS)).await;
+            cgroup = drivers.cgroups.usage(id).await.map_err(Error::driver)?;
+            cpu_percent = cgroup.and_then(|usage| self.inner.cpu.take(id, Instant::now(), usage.cpu_us));
+        }
+        Ok(Stats { cgroup, cpu_percent, disk, link })
+    }
+
+    /// The changes of status that are kept, oldest first.
+    ///
+    /// # Errors
+    /// No such container.
+    pub async fn status_log(&self, id: ContainerId) -> Result<Vec<Transition>, Error> {
+        self.container(id)?;
+        self.ledger().transitions(id).await
+    }
+
+    /// The end of what init wrote to standard output and error.
+    ///
+    /// # Errors
+    /// No such container, or the log cannot be read.
+    pub async fn log_tail(&self, id: ContainerId, max: Bytes) -> Result<Vec<u8>, Error> {
+        self.container(id)?;
+        self.drivers().folders.log_tail(id, max).await.map_err(Error::driver)
+    }
+
+    /// Runs a command inside, as init would.
+    ///
+    /// # Errors
+    /// No such container, it is not running, there is no such program in it.
+    pub async fn exec(&self, id: ContainerId, request: ExecRequest) -> Result<ExecOutcome, Error> {
+        use crate::sys::runtime::RuntimeError;
+        let container = self.container(id)?;
+        let Phase::Running { init } = container.phase else { return Err(Error::NotRunning(container.status())) };
+        match self.drivers().runtime.exec(id, init, &request).await {
+            Ok(outcome) => Ok(outcome),
+            Err(RuntimeError::NotRunning(_)) => Err(Error::NotRunning(self.container(id)?.status())),
+            Err(RuntimeError::NotExecutable { message, .. }) => Err(Error::NotExecutable(message)),
+            Err(error) => Err(Error::driver(error)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_percentage_needs_two_samples_that_are_not_far_apart() {
+        let samples = CpuSamples::default();
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        assert_eq!(samples.take(ContainerId::NIL, at(0), 0), None);
+        assert_eq!(samples.take(ContainerId::NIL, at(100), 50_000), Some(50.0));
+        assert_eq!(samples.take(ContainerId::NIL, at(200_000), 60_000), None, "the last one was too old");
+    }
+}

@@ -1,0 +1,156 @@
+//! The one way in for surfaces: checks what a request needs, reserves, hands the work to the container's worker, waits.
+
+mod containers;
+mod images;
+mod inspect;
+mod projects;
+mod tokens;
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use super::error::Error;
+use super::execute::{Drivers, Executor};
+use super::ledger::Ledger;
+use super::recover::{self, Report};
+use super::supervisor::Shared;
+use crate::config::Config;
+use crate::domain::host::{Alias, HostNames};
+use crate::domain::policy::Policies;
+use crate::domain::{Container, ContainerId, Limits, Receipt, ReceiptId};
+use crate::store::Records;
+use crate::store::journal::RunJournal;
+use crate::sys::folders::Layout;
+
+/// Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Service {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    shared: Arc<Shared>,
+    names: HostNames,
+    server_name: String,
+    defaults: Limits,
+    uploads: PathBuf,
+    cpu: inspect::CpuSamples,
+    ready: AtomicBool,
+}
+
+impl Service {
+    /// Loads the records; nothing is touched yet.
+    ///
+    /// # Errors
+    /// The store or the journal does not read.
+    pub async fn open(config: &Config, drivers: Drivers, records: Records, policies: Policies) -> Result<Self, Error> {
+        let layout = Layout { pool: config.pool_path(), data: config.data_dir.clone() };
+        let journal = RunJournal::open(config.run_dir.join("journal"))?;
+        let ledger = Ledger::load(records.clone(), config.last_slot()).await?;
+        let names = config.host_names().map_err(|error| Error::Config(error.to_string()))?;
+        let uploads = layout.uploads();
+        let executor = Executor::new(drivers, records, journal, layout, config.users.uid_base);
+        let inner = Inner {
+            shared: Shared::new(ledger, executor, policies, config.net.subnet),
+            names,
+            server_name: config.server_name.clone(),
+            defaults: config.limits.limits(),
+            uploads,
+            cpu: inspect::CpuSamples::default(),
+            ready: AtomicBool::new(false),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Takes over what an earlier daemon left; before this has returned no other call may be made.
+    ///
+    /// # Errors
+    /// The store, the journal or the firewall fail.
+    pub async fn recover(&self) -> Result<Report, Error> {
+        let report = recover::recover(&self.inner.shared).await?;
+        self.inner.ready.store(true, Ordering::Release);
+        Ok(report)
+    }
+
+    /// Whether recovery has finished.
+    pub fn is_ready(&self) -> bool {
+        self.inner.ready.load(Ordering::Acquire)
+    }
+
+    /// Refuses new verbs and waits for those at work, at most so long. Containers go on running.
+    pub async fn close(&self, patience: Duration) {
+        self.inner.ready.store(false, Ordering::Release);
+        self.inner.shared.close(patience).await;
+    }
+
+    fn ledger(&self) -> &Ledger {
+        &self.inner.shared.ledger
+    }
+
+    fn drivers(&self) -> &Drivers {
+        self.inner.shared.executor.drivers()
+    }
+
+    fn layout(&self) -> &Layout {
+        self.inner.shared.executor.layout()
+    }
+
+    /// The store beneath, for what surfaces keep in it.
+    pub fn records(&self) -> &Records {
+        self.ledger().records()
+    }
+
+    /// A container's address.
+    pub fn address(&self, container: &Container) -> Option<Ipv4Addr> {
+        self.inner.shared.address(container)
+    }
+
+    /// A container's URLs: by its alias first, then by its ids.
+    pub fn urls(&self, container: &Container) -> Vec<String> {
+        let names = &self.inner.names;
+        let canonical = names.url_for_container(container.project, container.id, container.settings.port);
+        vec![names.url_for_alias(&container.alias), canonical]
+    }
+
+    /// Host names and how URLs are made of them.
+    pub fn host_names(&self) -> &HostNames {
+        &self.inner.names
+    }
+
+    /// This host's name in URLs and records.
+    pub fn server_name(&self) -> &str {
+        &self.inner.server_name
+    }
+
+    /// The container that a URL's alias belongs to.
+    pub fn by_alias(&self, alias: &Alias) -> Option<Arc<Container>> {
+        self.ledger().directory().by_alias(alias)
+    }
+
+    /// Where uploads are put while they are read.
+    pub fn upload_dir(&self) -> &Path {
+        &self.inner.uploads
+    }
+
+    /// One receipt.
+    ///
+    /// # Errors
+    /// No such receipt.
+    pub async fn receipt(&self, id: ReceiptId) -> Result<Receipt, Error> {
+        self.ledger().receipt(id).await
+    }
+
+    /// The receipt of a container that was deleted.
+    pub fn receipt_of(&self, id: ContainerId) -> Option<ReceiptId> {
+        self.ledger().receipt_of(id)
+    }
+}
+
+/// A worker that went away with a caller's reply: only when the daemon ends.
+fn gone<E>(_closed: E) -> Error {
+    Error::ShuttingDown
+}

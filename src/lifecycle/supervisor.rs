@@ -1,0 +1,177 @@
+//! Which container has a worker, and what all workers share.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
+
+use super::error::{Error, What};
+use super::execute::{Executor, Subject};
+use super::ledger::Ledger;
+use super::worker::{Command, Handle, Worker};
+use crate::domain::policy::Policies;
+use crate::domain::receipt::Erasure;
+use crate::domain::{Container, ContainerId, Receipt, Subnet};
+use crate::sys::btrfs::SubvolumeId;
+
+/// Containers that are made or started at once; more would only make each slower.
+pub const STARTS_AT_ONCE_MAX: usize = 8;
+/// Between two looks whether the cleaner has dropped a subvolume, in milliseconds; doubled each time up to the maximum.
+const CLEANER_LOOK_MS_MIN: u64 = 20;
+/// The longest pause between two looks, in milliseconds.
+const CLEANER_LOOK_MS_MAX: u64 = 5_000;
+/// Looks before the rest is left to the next start of the daemon; together over a day.
+const CLEANER_LOOKS_MAX: u32 = 20_000;
+/// Between two looks whether workers have ended, in milliseconds.
+const DRAIN_LOOK_MS: u64 = 20;
+
+/// What workers share.
+#[derive(Debug)]
+pub struct Shared {
+    /// The records.
+    pub ledger: Ledger,
+    /// The drivers and the journal.
+    pub executor: Executor,
+    /// The firewall policies by name.
+    pub policies: Policies,
+    /// Where addresses come from.
+    pub subnet: Subnet,
+    starts: Semaphore,
+    workers: Mutex<HashMap<ContainerId, Handle>>,
+    closing: AtomicBool,
+}
+
+impl Shared {
+    /// With no worker yet.
+    pub fn new(ledger: Ledger, executor: Executor, policies: Policies, subnet: Subnet) -> Arc<Self> {
+        Arc::new(Self {
+            ledger,
+            executor,
+            policies,
+            subnet,
+            starts: Semaphore::new(STARTS_AT_ONCE_MAX),
+            workers: Mutex::new(HashMap::new()),
+            closing: AtomicBool::new(false),
+        })
+    }
+
+    fn workers(&self) -> std::sync::MutexGuard<'_, HashMap<ContainerId, Handle>> {
+        self.workers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts a command into the container's queue; a worker is made where there is none.
+    ///
+    /// # Errors
+    /// Too many commands wait, a verb comes while another one is queued or at work, or the daemon is shutting down.
+    pub fn send(self: &Arc<Self>, id: ContainerId, command: Command) -> Result<(), Error> {
+        if self.closing.load(Ordering::Acquire) {
+            return Err(Error::ShuttingDown);
+        }
+        let mut workers = self.workers();
+        let handle = workers.entry(id).or_insert_with(|| {
+            let (worker, handle) = Worker::new(id, self.clone());
+            tokio::spawn(worker.run());
+            handle
+        });
+        let exclusive = matches!(command, Command::Verb { .. });
+        if exclusive && handle.busy.swap(true, Ordering::AcqRel) {
+            return Err(Error::Busy(id));
+        }
+        if matches!(command, Command::Erase { .. }) {
+            handle.hurry.send_replace(true);
+        }
+        handle.commands.try_send(command).map_err(|_full| {
+            if exclusive {
+                handle.busy.store(false, Ordering::Release);
+            }
+            Error::Busy(id)
+        })
+    }
+
+    /// Forgets the worker of a container that has nothing queued; whether it may end. Senders hold the same lock, so
+    /// no command is lost between the look and the end.
+    pub fn retire(&self, id: ContainerId, commands: &mpsc::Receiver<Command>) -> bool {
+        let mut workers = self.workers();
+        if !commands.is_empty() {
+            return false;
+        }
+        workers.remove(&id);
+        true
+    }
+
+    /// Refuses new commands and waits until no verb is at work, at most so long. Containers go on running.
+    pub async fn close(&self, patience: Duration) {
+        self.closing.store(true, Ordering::Release);
+        let idle = async {
+            while self.workers().values().any(|handle| {
+                handle.busy.load(Ordering::Acquire) || handle.commands.capacity() < handle.commands.max_capacity()
+            }) {
+                tokio::time::sleep(Duration::from_millis(DRAIN_LOOK_MS)).await;
+            }
+        };
+        if tokio::time::timeout(patience, idle).await.is_err() {
+            tracing::warn!("verbs are still at work at the end; the next start resumes or undoes them");
+        }
+    }
+
+    /// A place among those that may start now.
+    ///
+    /// # Errors
+    /// The daemon is shutting down.
+    pub async fn start_permit(&self) -> Result<SemaphorePermit<'_>, Error> {
+        self.starts.acquire().await.map_err(|_closed| Error::ShuttingDown)
+    }
+
+    /// What a plan needs to know of a container.
+    ///
+    /// # Errors
+    /// Its image or its policy is not there.
+    pub fn subject(&self, container: Arc<Container>) -> Result<Subject, Error> {
+        let image = self.ledger.images().get(&container.image);
+        let image = image.ok_or_else(|| Error::not_found(What::Image, &container.image_name))?;
+        let name = &container.settings.firewall_policy;
+        let policy = self.policies.get(name).ok_or_else(|| Error::not_found(What::Policy, name))?;
+        Ok(Subject { policy: Arc::new(policy.clone()), image, container })
+    }
+
+    /// A container's address.
+    pub fn address(&self, container: &Container) -> Option<Ipv4Addr> {
+        self.subnet.address(container.slot)
+    }
+
+    /// Looks after a receipt until BTRFS's cleaner has dropped the data, in a task of its own.
+    pub fn clean_later(self: &Arc<Self>, receipt: Receipt) {
+        let shared = self.clone();
+        tokio::spawn(async move {
+            let id = receipt.id;
+            if let Err(error) = shared.clean(receipt).await {
+                tracing::error!(receipt = %id, error = &error as &dyn std::error::Error, "an erasure cannot be followed");
+            }
+        });
+    }
+
+    async fn clean(&self, mut receipt: Receipt) -> Result<(), Error> {
+        let mut pause_ms = CLEANER_LOOK_MS_MIN;
+        for _look in 0..CLEANER_LOOKS_MAX {
+            let mut dropped = true;
+            for id in &receipt.subvolumes {
+                let erased = self.executor.drivers().pool.is_erased(SubvolumeId(*id)).await;
+                dropped &= erased.map_err(Error::driver)?;
+            }
+            if dropped {
+                let now = Timestamp::now();
+                receipt.note("data on the disk", "the filesystem's cleaner has dropped every extent", now);
+                receipt.state = Erasure::Complete;
+                receipt.completed_at = Some(now);
+                return self.ledger.put_receipt(&receipt).await;
+            }
+            tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+            pause_ms = (pause_ms * 2).min(CLEANER_LOOK_MS_MAX);
+        }
+        Ok(())
+    }
+}

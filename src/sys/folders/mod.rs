@@ -1,0 +1,69 @@
+//! A container's files outside its rootfs, and the few inside that we write: folders, manifest, OCI bundle, log,
+//! identity.
+//!
+//! The rootfs belongs to the tenant, who may have put a link anywhere in it: what we write there goes through
+//! descriptors that never leave it.
+
+mod layout;
+
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+
+use crate::domain::{Bytes, ContainerId};
+
+pub use layout::Layout;
+
+/// What makes a copy its own: written into a rootfs before its first start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The host name.
+    pub hostname: String,
+    /// Name servers for `/etc/resolv.conf`.
+    pub nameservers: Vec<std::net::IpAddr>,
+    /// Put into root's `authorized_keys`.
+    pub ssh_public_key: Option<String>,
+}
+
+/// A file operation that failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FolderError {
+    /// A file or folder could not be handled.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A fault put there by a test.
+    #[error("injected fault at {0}")]
+    Injected(&'static str),
+}
+
+/// The files of one instance's containers.
+#[async_trait]
+pub trait Folders: Send + Sync + std::fmt::Debug {
+    /// Makes a container's folders in the pool; there may be some already.
+    async fn make(&self, id: ContainerId) -> Result<(), FolderError>;
+    /// Gives a fresh rootfs an identity of its own: host name, machine-id, no SSH host keys of its source.
+    async fn personalise(&self, id: ContainerId, identity: &Identity) -> Result<(), FolderError>;
+    /// Writes the record beside the data, atomically.
+    async fn write_manifest(&self, id: ContainerId, json: &[u8]) -> Result<(), FolderError>;
+    /// Whether the manifest is there: it is the last thing that is made of a rootfs.
+    async fn has_manifest(&self, id: ContainerId) -> Result<bool, FolderError>;
+    /// Writes the OCI bundle's `config.json`, atomically.
+    async fn write_bundle(&self, id: ContainerId, spec: &crate::sys::oci::BundleSpec<'_>) -> Result<(), FolderError>;
+    /// The end of the container's log, at most `max`.
+    async fn log_tail(&self, id: ContainerId, max: Bytes) -> Result<Vec<u8>, FolderError>;
+    /// Cuts a log that has grown beyond its bound.
+    async fn trim_log(&self, id: ContainerId) -> Result<(), FolderError>;
+    /// Removes manifest, logs, bundle and folders; the subvolumes must be gone. Idempotent.
+    async fn remove(&self, id: ContainerId) -> Result<(), FolderError>;
+    /// Containers that have a folder or a bundle.
+    async fn list(&self) -> Result<Vec<ContainerId>, FolderError>;
+}
