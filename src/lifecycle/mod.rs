@@ -29,6 +29,8 @@ mod recover;
 mod requests;
 mod service;
 mod supervisor;
+#[cfg(test)]
+mod tests;
 mod worker;
 
 pub use error::{DriverError, Error, What};

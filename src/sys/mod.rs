@@ -7,6 +7,7 @@
 
 pub mod btrfs;
 pub mod cgroup;
+pub mod fake;
 pub mod folders;
 pub mod netlink;
 pub mod nft;

@@ -1,0 +1,218 @@
+//! The lifecycle over a machine in memory: every step fails once, every crash is recovered from.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::execute::Drivers;
+use super::requests::*;
+use super::{Error, Service};
+use crate::config::Config;
+use crate::domain::policy::Policies;
+use crate::domain::receipt::Erasure;
+use crate::domain::{Bytes, Container, Exit, Image, ImageConfig, ImageId, Phase, ProjectId, Status, StopReason, Verb};
+use crate::store::sled::SledStore;
+use crate::store::{Batch, Durability, Records, Store};
+use crate::sys::fake::{FakeHost, Faults, Faulty, Left};
+
+/// The most calls a build and start makes; the loops below end at the first count that no call reaches.
+const CALLS_MAX: u32 = 40;
+
+struct Lab {
+    host: Arc<FakeHost>,
+    faults: Arc<Faults>,
+    store: Arc<dyn Store>,
+    config: Config,
+    _folder: tempfile::TempDir,
+}
+
+fn started(start: bool) -> NewContainer {
+    NewContainer { start, ..Default::default() }
+}
+
+const fn until(until: Until) -> Await {
+    Await { until, timeout: Duration::from_secs(5) }
+}
+
+impl Lab {
+    async fn new() -> (Self, Service, ProjectId) {
+        let folder = tempfile::tempdir().unwrap();
+        let config = Config {
+            run_dir: folder.path().to_owned(),
+            data_dir: "/data".into(),
+            pool: crate::config::Pool { path: Some("/pool".into()), ..Default::default() },
+            ..Config::default()
+        };
+        let store: Arc<dyn Store> = Arc::new(Arc::new(SledStore::open(&folder.path().join("db")).unwrap()));
+        let lab = Self { host: FakeHost::new(), faults: Arc::default(), store, config, _folder: folder };
+        let image = Image {
+            id: ImageId::generate(),
+            name: "base".into(),
+            digest: "sha256:0".into(),
+            config: ImageConfig::default(),
+            size: Bytes(0),
+            created_at: Timestamp::now(),
+        };
+        lab.host.seed(&std::path::PathBuf::from(format!("/pool/images/{}/rootfs", image.id)));
+        let records = Records::open(lab.store.clone()).await.unwrap();
+        records.commit(Batch::default().put(&image).unwrap(), Durability::Lazy).await.unwrap();
+        let service = lab.daemon().await;
+        let new = NewProject { alias: "acme".into(), color: None, containers_max: None };
+        let project = service.create_project(new).await.unwrap().id;
+        (lab, service, project)
+    }
+
+    /// A daemon on this machine, as after a crash of the one before: only the disk, the run folder and the kernel are the
+    /// same.
+    async fn daemon(&self) -> Service {
+        let drivers = Drivers {
+            pool: Faulty::wrap(self.host.clone() as Arc<dyn crate::sys::btrfs::Pool>, &self.faults),
+            folders: Faulty::wrap(self.host.clone() as Arc<dyn crate::sys::folders::Folders>, &self.faults),
+            cgroups: Faulty::wrap(self.host.clone() as Arc<dyn crate::sys::cgroup::Cgroups>, &self.faults),
+            links: Faulty::wrap(self.host.clone() as Arc<dyn crate::sys::netlink::Links>, &self.faults),
+            firewall: Faulty::wrap(self.host.clone() as Arc<dyn crate::sys::nft::Firewall>, &self.faults),
+            runtime: Faulty::wrap(self.host.clone() as Arc<dyn crate::sys::runtime::Runtime>, &self.faults),
+        };
+        let records = Records::open(self.store.clone()).await.unwrap();
+        let service = Service::open(&self.config, drivers, records, Policies::shipped().unwrap()).await.unwrap();
+        service.recover().await.unwrap();
+        service
+    }
+}
+
+async fn eventually(service: &Service, container: &Container, status: Status) -> Arc<Container> {
+    for _ in 0..500 {
+        let now = service.container(container.id).unwrap();
+        if now.status() == status {
+            return now;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    panic!("it is {:?}, not {status}", service.container(container.id).unwrap().phase);
+}
+
+#[tokio::test]
+async fn a_container_is_made_started_stopped_and_erased_without_a_trace() {
+    let (lab, service, project) = Lab::new().await;
+    let made = service.create(project, started(true), until(Until::Started)).await.unwrap();
+    assert_eq!(made.container.status(), Status::Running);
+    let id = made.container.id;
+    let done = service.verb(id, Verb::Stop, until(Until::Started), None).await.unwrap();
+    assert_eq!(done.container.phase, Phase::Stopped { reason: StopReason::Requested });
+    assert_eq!(lab.host.left(), Left { rootfs: 1, folders: 2, ..Left::default() }, "stopped costs only the disk");
+    let receipt = service.delete(id, true).await.unwrap();
+    assert_eq!(receipt.state, Erasure::Complete);
+    assert_eq!(lab.host.left(), Left::default());
+    assert_eq!(service.delete(id, false).await.unwrap().id, receipt.id, "DELETE is idempotent");
+    assert!(matches!(service.container(id), Err(Error::NotFound { .. })));
+}
+
+#[tokio::test]
+async fn whichever_step_of_a_create_fails_nothing_is_left() {
+    for late in [false, true] {
+        let (lab, service, project) = Lab::new().await;
+        let mut failed = Vec::new();
+        for n in 1..CALLS_MAX {
+            lab.faults.fail_at(n, late);
+            let result = service.create(project, started(true), until(Until::Started)).await;
+            let Some(call) = lab.faults.disarm() else {
+                result.unwrap();
+                break;
+            };
+            assert!(result.is_err(), "{call} failed and nobody was told");
+            assert_eq!(lab.host.left(), Left::default(), "left after {call} failed (late: {late})");
+            assert!(service.containers().is_empty(), "the record is left after {call} failed");
+            failed.push(call);
+        }
+        assert!(failed.len() >= 11, "only these were tried: {failed:?}");
+    }
+}
+
+#[tokio::test]
+async fn whichever_step_of_a_start_fails_the_container_is_stopped_and_says_why() {
+    for late in [false, true] {
+        let (lab, service, project) = Lab::new().await;
+        let made = service.create(project, started(false), until(Until::Started)).await.unwrap();
+        let id = made.container.id;
+        let mut failed = 0;
+        for n in 1..CALLS_MAX {
+            lab.faults.fail_at(n, late);
+            let result = service.verb(id, Verb::Start, until(Until::Started), None).await;
+            let Some(call) = lab.faults.disarm() else {
+                result.unwrap();
+                break;
+            };
+            assert!(result.is_err(), "{call} failed and nobody was told");
+            let phase = service.container(id).unwrap().phase.clone();
+            assert!(matches!(phase, Phase::Stopped { reason: StopReason::StartFailed { .. } }), "{phase:?}");
+            let kept = Left { rootfs: 1, folders: lab.host.left().folders, ..Left::default() };
+            assert_eq!(lab.host.left(), kept, "left after {call} failed (late: {late})");
+            failed += 1;
+        }
+        assert!(failed >= 8, "only {failed} steps were tried");
+    }
+}
+
+#[tokio::test]
+async fn the_next_daemon_adopts_what_runs_and_settles_what_does_not() {
+    let (lab, service, project) = Lab::new().await;
+    let runs = service.create(project, started(true), until(Until::Started)).await.unwrap().container;
+    let dies = service.create(project, started(true), until(Until::Started)).await.unwrap().container;
+    drop(service);
+    lab.host.exit(dies.id, Exit::Code(1));
+    let service = lab.daemon().await;
+    assert_eq!(service.container(runs.id).unwrap().phase.init(), runs.phase.init());
+    // It should run, so it is started again.
+    let again = eventually(&service, &dies, Status::Running).await;
+    assert_ne!(again.phase.init(), dies.phase.init());
+    service.delete(runs.id, false).await.unwrap();
+    service.delete(dies.id, false).await.unwrap();
+    assert_eq!(lab.host.left(), Left::default());
+}
+
+#[tokio::test]
+async fn an_exit_is_noticed_and_leaves_nothing_in_the_kernel() {
+    let (lab, service, project) = Lab::new().await;
+    let made = service.create(project, started(true), until(Until::Started)).await.unwrap().container;
+    lab.host.exit(made.id, Exit::Code(3));
+    let after = eventually(&service, &made, Status::Stopped).await;
+    let reason = StopReason::Exited { exit: Exit::Code(3), oom: false };
+    assert_eq!(after.phase, Phase::Stopped { reason });
+    assert_eq!(lab.host.left(), Left { rootfs: 1, folders: 2, ..Left::default() });
+}
+
+#[tokio::test]
+async fn names_slots_and_limits_are_free_again_after_a_delete() {
+    let (lab, service, project) = Lab::new().await;
+    let patch = ProjectPatch { containers_max: Some(Some(1)), ..Default::default() };
+    service.update_project(project, patch, None).await.unwrap();
+    let named = || NewContainer { name: Some("only-one".parse().unwrap()), ..started(false) };
+    let first = service.create(project, named(), until(Until::Started)).await.unwrap().container;
+    let second = service.create(project, named(), until(Until::Started)).await.unwrap_err();
+    assert!(matches!(second, Error::ProjectLimit { max: 1 }), "{second}");
+    service.delete(first.id, false).await.unwrap();
+    service.create(project, named(), until(Until::Started)).await.unwrap();
+    assert_eq!(lab.host.left().rootfs, 1);
+}
+
+#[tokio::test]
+async fn a_verb_that_makes_no_sense_is_refused_by_the_state() {
+    let (_lab, service, project) = Lab::new().await;
+    let id = service.create(project, started(false), until(Until::Started)).await.unwrap().container.id;
+    for verb in [Verb::Stop, Verb::ForceStop, Verb::Restart, Verb::Pause, Verb::Resume] {
+        let error = service.verb(id, verb, until(Until::Started), None).await.unwrap_err();
+        assert!(matches!(error, Error::WrongState { status: Status::Stopped, .. }), "{verb}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn a_project_goes_with_all_its_containers() {
+    let (lab, service, project) = Lab::new().await;
+    for _ in 0..5 {
+        service.create(project, started(true), until(Until::Started)).await.unwrap();
+    }
+    assert_eq!(service.delete_project(project).await.unwrap().len(), 5);
+    assert_eq!(lab.host.left(), Left::default());
+    assert!(service.projects().is_empty());
+}
