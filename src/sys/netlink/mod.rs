@@ -2,12 +2,20 @@
 //!
 //! Inside, `eth0` with the container's /32 and a default route through the link-local gateway
 //! ([`crate::domain::slot::GATEWAY`]); outside, `<instance>-<slot>` with the gateway's address and a /32 route to the container.
+//! No ARP and no IPv6 on either end: both know the other's hardware address for good, so a tenant cannot claim
+//! another's, and the first packet needs no question.
+
+mod message;
+mod veth;
+mod wire;
 
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 
 use crate::domain::Slot;
+
+pub use veth::VethLinks;
 
 /// Counters of one link, seen from the tenant.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -27,9 +35,9 @@ pub struct LinkUsage {
 #[non_exhaustive]
 pub enum LinkError {
     /// The kernel refused a netlink request.
-    #[error("cannot {action} of link {link}")]
+    #[error("cannot {action} {link}")]
     Netlink {
-        /// What was tried: "make the veth pair", "add the route", …
+        /// What was tried: "make the veth pair", "add the route to", …
         action: &'static str,
         /// The host's end.
         link: String,
@@ -47,6 +55,22 @@ pub enum LinkError {
         /// The kernel's answer.
         #[source]
         source: std::io::Error,
+    },
+    /// The kernel did not answer in time.
+    #[error("cannot {action} {link}: no answer within {waited_ms} ms")]
+    Timeout {
+        /// What was tried.
+        action: &'static str,
+        /// The host's end.
+        link: String,
+        /// The bound, in milliseconds.
+        waited_ms: u64,
+    },
+    /// The link is not there: never attached, or gone with its namespace.
+    #[error("there is no link {link}")]
+    Missing {
+        /// The host's end.
+        link: String,
     },
     /// The slot has no address in the subnet.
     #[error("slot {0} lies outside the subnet")]
@@ -66,7 +90,8 @@ pub trait Links: Send + Sync + std::fmt::Debug {
     async fn attach(&self, slot: Slot, netns: &Path) -> Result<(), LinkError>;
     /// Takes the host's end up and routes the container's address to it. Only after its rules are in.
     async fn up(&self, slot: Slot) -> Result<(), LinkError>;
-    /// Removes the pair, and with it address and route. Idempotent.
+    /// Removes the pair, and with it address and route. Idempotent. (The kernel removes it too, some time after the
+    /// container's last process, when it takes down the namespace.)
     async fn detach(&self, slot: Slot) -> Result<(), LinkError>;
     /// The counters; `None` where there is no such link.
     async fn usage(&self, slot: Slot) -> Result<Option<LinkUsage>, LinkError>;
