@@ -1,12 +1,25 @@
 //! The firewall: one nftables table of the instance's name, two chains per running container.
+//!
+//! An interface without chains passes nothing, so a container's rules are applied before its link is taken up. Flows
+//! that are established stay open when rules change.
+
+mod driver;
+mod render;
+mod run;
+
+use std::sync::Arc;
 
 use async_trait::async_trait;
 
 use crate::domain::Slot;
 use crate::domain::policy::Policy;
 
+pub use driver::NftFirewall;
+
 /// A firewall operation that failed.
-#[derive(Debug, thiserror::Error)]
+///
+/// It can be cloned, since one refused transaction may be the answer to several callers.
+#[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum FirewallError {
     /// `nft` refused a transaction; nothing of it is in force.
@@ -18,7 +31,17 @@ pub enum FirewallError {
         table: String,
         /// What nft said.
         #[source]
-        source: nftables::helper::NftablesError,
+        source: Arc<nftables::helper::NftablesError>,
+    },
+    /// `nft` did not end in time and was killed; the transaction may be in force or not.
+    #[error("no answer of the firewall within {waited_ms} ms to {action} in table inet {table}")]
+    Timeout {
+        /// What was tried.
+        action: String,
+        /// The instance's table.
+        table: String,
+        /// The bound, in milliseconds.
+        waited_ms: u64,
     },
     /// The slot has no address in the subnet.
     #[error("slot {0} lies outside the subnet")]
