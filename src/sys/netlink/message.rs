@@ -72,7 +72,7 @@ fn request(action: &'static str, flags: u16, message: RouteNetlinkMessage) -> Re
     Request { action, message }
 }
 
-/// The pair: the host's end down and without ARP, its peer inside `netns`, up.
+/// The pair: the host's end down and without ARP, its peer inside `netns`, down too.
 ///
 /// Without ARP on the host's end the tenant can neither ask nor tell it anything: both ends have a permanent
 /// neighbour entry instead.
@@ -81,7 +81,6 @@ pub(super) fn make_pair(link: &str, macs: Macs, netns: RawFd) -> Request {
         .name(INSIDE_NAME)
         .address(macs.tenant.to_vec())
         .setns_by_fd(netns)
-        .up()
         .build();
     let pair = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
         .name(link)
@@ -118,8 +117,12 @@ pub(super) fn up(link: &str) -> Request {
 
 /// Takes the loopback device up.
 pub(super) fn loopback_up() -> Request {
-    let message = LinkUnspec::new_with_index(LOOPBACK_INDEX).up().build();
-    request("take up the loopback device behind", 0, RouteNetlinkMessage::SetLink(message))
+    up_inside("take up the loopback device behind", LOOPBACK_INDEX)
+}
+
+/// Takes a link up by its index.
+pub(super) fn up_inside(action: &'static str, index: u32) -> Request {
+    request(action, 0, RouteNetlinkMessage::SetLink(LinkUnspec::new_with_index(index).up().build()))
 }
 
 /// Asks for a link by its name.

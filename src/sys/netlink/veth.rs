@@ -63,6 +63,7 @@ impl VethLinks {
     async fn configure_inside(&self, link: &str, inside: &Inside, slot: Slot, index: u32) -> Result<(), LinkError> {
         let requests = [
             message::loopback_up(),
+            message::up_inside("take up the container's end of", index),
             message::address("add the address behind", index, self.address(slot)?),
             message::neighbour("add the gateway's neighbour entry behind", index, GATEWAY, Macs::of(slot).host),
             message::default_route(index),
