@@ -1,4 +1,8 @@
-//! Integration tests: one binary, so that the crate is linked once.
+//! Tests against the real kernel, in one binary: it is linked once, and can be carried into a virtual machine.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests; a panic is how they fail")]
+
+mod cgroup;
 mod network;
+mod skips;
 mod support;

@@ -1,10 +1,30 @@
 //! Control groups, v1 and v2 alike: limits with read-back, counters, the freezer, and removal.
+//!
+//! A container's group is `/<instance>/<id>`: one folder in the unified hierarchy (v2), or one in each controller's
+//! hierarchy (v1, and the hybrid layout, where the unified hierarchy has no controllers). The runtime makes the folders
+//! when it makes init; everything after that happens here, by plain files.
+//!
+//! - [`layout`] finds the hierarchies in mountinfo;
+//! - [`plan`] turns limits into writes, and says what the kernel must answer (pure);
+//! - [`kernel`] carries out, and waits;
+//! - [`removal`] kills and removes.
+//!
+//! Invariants: a limit that was set was read back; a wait has a bound; a removal that returned `Ok` left no folder.
+
+pub mod kernel;
+pub mod layout;
+pub mod plan;
+mod removal;
 
 use std::path::PathBuf;
 
 use async_trait::async_trait;
 
 use crate::domain::{Bytes, ContainerId, Limits};
+
+pub use kernel::KernelCgroups;
+pub use layout::Layout;
+pub use plan::DeviceNumber;
 
 /// Which hierarchy the controllers are on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +83,22 @@ pub enum CgroupError {
         /// `cpu`, `memory`, `pids`, `io`.
         controller: &'static str,
     },
+    /// No cgroup filesystem is mounted.
+    #[error("no cgroup hierarchy is mounted")]
+    NotMounted,
+    /// A disk rate without the disk.
+    #[error("no disk rate can be kept: the pool's block device is not known")]
+    NoDevice,
+    /// The container holds more memory than the new limit; the old limit stays, and nothing was killed for it.
+    #[error("container {id} holds {used} of memory, more than the limit of {wanted} asked for")]
+    MemoryInUse {
+        /// Whose limit.
+        id: ContainerId,
+        /// The limit asked for.
+        wanted: Bytes,
+        /// What could not be reclaimed.
+        used: Bytes,
+    },
     /// The wait for a cgroup to freeze or to empty ran out.
     #[error("the cgroup of container {id} did not {what} within {waited_ms} ms")]
     Timeout {
@@ -83,6 +119,10 @@ pub enum CgroupError {
 pub trait Cgroups: Send + Sync + std::fmt::Debug {
     /// Which hierarchy is in use.
     fn version(&self) -> Version;
+    /// What the instance needs once: its parent groups, and the controllers handed down to them.
+    async fn prepare(&self) -> Result<(), CgroupError> {
+        Ok(())
+    }
     /// The `cgroupsPath` of a container for the OCI spec: absolute, unique, under the instance's parent.
     fn path(&self, id: ContainerId) -> String;
     /// Writes the cpu, memory, pids and disk-rate limits and reads each back. A limit of `None` is lifted.
@@ -95,4 +135,8 @@ pub trait Cgroups: Send + Sync + std::fmt::Debug {
     async fn remove(&self, id: ContainerId) -> Result<(), CgroupError>;
     /// Containers that have a cgroup now.
     async fn list(&self) -> Result<Vec<ContainerId>, CgroupError>;
+    /// Removes the instance's parent groups, for an instance that ends with no container left. Idempotent.
+    async fn remove_parent(&self) -> Result<(), CgroupError> {
+        Ok(())
+    }
 }

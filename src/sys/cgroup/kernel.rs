@@ -1,0 +1,562 @@
+//! The real cgroups: control files of the hierarchies that are mounted.
+//!
+//! Every verb runs on a blocking thread and to its end, even where its future is dropped: a limit is not left half
+//! written, nor a container half frozen.
+
+use std::fs::OpenOptions;
+use std::io::{ErrorKind, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+
+use crate::domain::{Bytes, ContainerId, Instance, Limits};
+
+use super::layout::{Hierarchy, Layout};
+use super::plan::{self, DeviceNumber, Write};
+use super::{CgroupError, Cgroups, Usage, Version, removal};
+
+/// How long a container may take to freeze or thaw; a task that waits for a disk freezes when the disk answers.
+const FREEZE_MS_MAX: u64 = 5_000;
+
+/// The first pause between two looks at a file that will change, in microseconds; each further one is twice as long.
+const POLL_PAUSE_US_FIRST: u64 = 250;
+
+/// The longest such pause, in microseconds.
+const POLL_PAUSE_US_MAX: u64 = 20_000;
+
+/// Controllers of the unified hierarchy that containers' limits need.
+const CONTROLLERS_V2: [&str; 4] = ["cpu", "memory", "pids", "io"];
+
+/// Files without which a v1 cpuset group takes no task; a new group has them empty.
+const CPUSET_FILES: [&str; 2] = ["cpuset.cpus", "cpuset.mems"];
+
+/// The cgroups of one instance, on this host's hierarchies.
+#[derive(Debug, Clone)]
+pub struct KernelCgroups {
+    groups: Arc<Groups>,
+}
+
+impl KernelCgroups {
+    /// On the hierarchies that are mounted. `device` is the block device under the pool, which disk rates are for.
+    pub fn detect(instance: Instance, device: Option<DeviceNumber>) -> Result<Self, CgroupError> {
+        Ok(Self::with_layout(instance, Layout::detect()?, device))
+    }
+
+    /// On the hierarchies of `layout`.
+    pub fn with_layout(instance: Instance, layout: Layout, device: Option<DeviceNumber>) -> Self {
+        Self { groups: Arc::new(Groups { instance, layout, device, page_size: page_size() }) }
+    }
+
+    /// Runs a verb on a blocking thread.
+    async fn run<T, F>(&self, verb: F) -> Result<T, CgroupError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Groups) -> Result<T, CgroupError> + Send + 'static,
+    {
+        let groups = Arc::clone(&self.groups);
+        match tokio::task::spawn_blocking(move || verb(&groups)).await {
+            Ok(result) => result,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The runtime is going down and did not begin the verb.
+                Err(error) => {
+                    Err(CgroupError::Io { action: "begin work on", path: PathBuf::new(), source: error.into() })
+                }
+            },
+        }
+    }
+}
+
+#[async_trait]
+impl Cgroups for KernelCgroups {
+    fn version(&self) -> Version {
+        self.groups.layout.version()
+    }
+
+    async fn prepare(&self) -> Result<(), CgroupError> {
+        self.run(Groups::prepare).await
+    }
+
+    fn path(&self, id: ContainerId) -> String {
+        format!("/{}/{id}", self.groups.instance)
+    }
+
+    async fn set_limits(&self, id: ContainerId, limits: &Limits) -> Result<(), CgroupError> {
+        let limits = *limits;
+        self.run(move |groups| groups.set_limits(id, &limits)).await
+    }
+
+    async fn usage(&self, id: ContainerId) -> Result<Option<Usage>, CgroupError> {
+        self.run(move |groups| groups.usage(id)).await
+    }
+
+    async fn freeze(&self, id: ContainerId, frozen: bool) -> Result<(), CgroupError> {
+        self.run(move |groups| groups.freeze(id, frozen)).await
+    }
+
+    async fn remove(&self, id: ContainerId) -> Result<(), CgroupError> {
+        self.run(move |groups| removal::remove(groups, id)).await
+    }
+
+    async fn list(&self) -> Result<Vec<ContainerId>, CgroupError> {
+        self.run(|groups| groups.list()).await
+    }
+
+    async fn remove_parent(&self) -> Result<(), CgroupError> {
+        self.run(removal::remove_parent).await
+    }
+}
+
+/// What the verbs need; no state that the kernel has.
+#[derive(Debug)]
+pub(super) struct Groups {
+    instance: Instance,
+    layout: Layout,
+    device: Option<DeviceNumber>,
+    page_size: u64,
+}
+
+impl Groups {
+    /// The instance's parent group in each hierarchy.
+    pub(super) fn parents(&self) -> impl Iterator<Item = PathBuf> + '_ {
+        self.layout.hierarchies().iter().map(|h| h.mount.join(self.instance.as_str()))
+    }
+
+    /// A container's group in each hierarchy.
+    pub(super) fn folders(&self, id: ContainerId) -> Vec<PathBuf> {
+        self.parents().map(|parent| parent.join(id.to_string())).collect()
+    }
+
+    /// A container's group in the hierarchy of one controller.
+    fn folder(&self, id: ContainerId, controller: &'static str) -> Result<PathBuf, CgroupError> {
+        let mount = self.layout.mount_of(controller).ok_or(CgroupError::NoController { controller })?;
+        Ok(mount.join(self.instance.as_str()).join(id.to_string()))
+    }
+
+    fn prepare(&self) -> Result<(), CgroupError> {
+        for hierarchy in self.layout.hierarchies() {
+            let parent = hierarchy.mount.join(self.instance.as_str());
+            match self.layout.version() {
+                Version::V1 if !needs_groups(hierarchy) => continue,
+                Version::V1 => make_folder(&parent)?,
+                Version::V2 => {
+                    hand_down_controllers(&hierarchy.mount)?;
+                    make_folder(&parent)?;
+                    hand_down_controllers(&parent)?;
+                }
+            }
+            if hierarchy.controllers.iter().any(|c| c == "cpuset") {
+                copy_cpuset(&hierarchy.mount, &parent)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn set_limits(&self, id: ContainerId, limits: &Limits) -> Result<(), CgroupError> {
+        let memory = self.folder(id, "memory").ok();
+        let memsw_now = match (self.layout.version(), &memory) {
+            (Version::V1, Some(folder)) => read_number(&folder.join("memory.memsw.limit_in_bytes"))?,
+            _ => None,
+        };
+        let writes = plan::writes(self.layout.version(), limits, self.device, memsw_now)?;
+        if let (Version::V2, Some(folder), Some(limit)) = (self.layout.version(), &memory, limits.memory) {
+            self.make_room(id, folder, limit)?;
+        }
+        writes.iter().try_for_each(|write| self.apply(id, write))
+    }
+
+    /// Before a v2 memory limit is lowered: lets the kernel reclaim down to the new one, and refuses it where that is
+    /// not enough. Written at once, `memory.max` would kill the tenant's processes instead; v1 refuses by itself.
+    fn make_room(&self, id: ContainerId, folder: &Path, limit: Bytes) -> Result<(), CgroupError> {
+        let current = folder.join("memory.current");
+        let Some(used) = read_number(&current)? else { return Ok(()) };
+        if used <= limit.0 {
+            return Ok(());
+        }
+        let high = folder.join("memory.high");
+        write(&high, &limit.0.to_string())?;
+        let used = read_number(&current)?.unwrap_or(0);
+        if used <= limit.0 {
+            return Ok(());
+        }
+        write(&high, "max")?;
+        Err(CgroupError::MemoryInUse { id, wanted: limit, used: Bytes(used) })
+    }
+
+    /// Writes one control file and reads it back.
+    fn apply(&self, id: ContainerId, step: &Write) -> Result<(), CgroupError> {
+        let folder = match self.folder(id, step.controller) {
+            Err(CgroupError::NoController { .. }) if !step.required => return Ok(()),
+            folder => folder?,
+        };
+        let path = folder.join(step.file);
+        match write(&path, &step.value) {
+            Ok(()) => {}
+            Err(CgroupError::Io { source, .. }) if source.kind() == ErrorKind::NotFound && folder.exists() => {
+                let missing = CgroupError::NoController { controller: step.controller };
+                return if step.required { Err(missing) } else { Ok(()) };
+            }
+            Err(CgroupError::Io { source, .. }) if busy(&source) && step.file == "memory.limit_in_bytes" => {
+                let used = read_number(&folder.join("memory.usage_in_bytes"))?.unwrap_or(0);
+                let wanted = Bytes(step.value.parse().unwrap_or(0));
+                return Err(CgroupError::MemoryInUse { id, wanted, used: Bytes(used) });
+            }
+            Err(error) => return Err(error),
+        }
+        let found = read(&path)?;
+        if step.expect.holds(&found, self.page_size) {
+            return Ok(());
+        }
+        let (wanted, found) = (step.value.clone(), found.trim().to_owned());
+        Err(CgroupError::NotTaken { id, file: step.file, wanted, found })
+    }
+
+    fn usage(&self, id: ContainerId) -> Result<Option<Usage>, CgroupError> {
+        let cpu = match self.layout.version() {
+            Version::V1 => self.folder(id, "cpuacct")?,
+            Version::V2 => self.folder(id, "cpu")?,
+        };
+        let usage = match self.layout.version() {
+            Version::V1 => self.usage_v1(id, &cpu),
+            Version::V2 => self.usage_v2(id, &cpu),
+        };
+        match usage {
+            // It never was, or went while it was read.
+            Err(CgroupError::Io { source, .. }) if gone(&source) && !cpu.exists() => Ok(None),
+            Err(CgroupError::Io { source, path, .. }) if gone(&source) && path.parent().is_some_and(Path::exists) => {
+                Err(CgroupError::NoController { controller: controller_of(&path) })
+            }
+            usage => usage.map(Some),
+        }
+    }
+
+    fn usage_v1(&self, id: ContainerId, cpu: &Path) -> Result<Usage, CgroupError> {
+        let memory = self.folder(id, "memory")?;
+        let limit = read(&memory.join("memory.limit_in_bytes"))?;
+        let inactive = read_key(&memory.join("memory.stat"), "total_inactive_file")?;
+        Ok(Usage {
+            cpu_us: need_number(&cpu.join("cpuacct.usage"))? / 1_000,
+            memory: Bytes(need_number(&memory.join("memory.usage_in_bytes"))?.saturating_sub(inactive)),
+            memory_limit: plan::parse_memory(limit.trim(), self.page_size).flatten().map(Bytes),
+            pids: need_number(&self.folder(id, "pids")?.join("pids.current"))?,
+            oom_kills: read_key(&memory.join("memory.oom_control"), "oom_kill")?,
+        })
+    }
+
+    fn usage_v2(&self, id: ContainerId, folder: &Path) -> Result<Usage, CgroupError> {
+        let limit = read(&folder.join("memory.max"))?;
+        let inactive = read_key(&folder.join("memory.stat"), "inactive_file")?;
+        Ok(Usage {
+            cpu_us: read_key(&folder.join("cpu.stat"), "usage_usec")?,
+            memory: Bytes(need_number(&folder.join("memory.current"))?.saturating_sub(inactive)),
+            memory_limit: plan::parse_memory(limit.trim(), self.page_size).flatten().map(Bytes),
+            pids: need_number(&self.folder(id, "pids")?.join("pids.current"))?,
+            oom_kills: read_key(&folder.join("memory.events"), "oom_kill")?,
+        })
+    }
+
+    /// A freeze that does not come about is taken back: a container is running or paused, never between.
+    fn freeze(&self, id: ContainerId, frozen: bool) -> Result<(), CgroupError> {
+        let switch = self.freezer(id)?;
+        switch.write(frozen)?;
+        if poll(Duration::from_millis(FREEZE_MS_MAX), || Ok(switch.is(frozen)?.then_some(())))?.is_some() {
+            return Ok(());
+        }
+        if frozen {
+            switch.write(false)?;
+        }
+        let what = if frozen { "freeze" } else { "thaw" };
+        Err(CgroupError::Timeout { id, what, waited_ms: FREEZE_MS_MAX })
+    }
+
+    /// The switch of a container's freezer.
+    pub(super) fn freezer(&self, id: ContainerId) -> Result<Freezer, CgroupError> {
+        Ok(Freezer { version: self.layout.version(), folder: self.folder(id, "freezer")? })
+    }
+
+    fn list(&self) -> Result<Vec<ContainerId>, CgroupError> {
+        let mut ids = Vec::new();
+        for parent in self.parents() {
+            let folders = removal::children(&parent)?;
+            ids.extend(folders.iter().filter_map(|f| f.file_name()?.to_str()?.parse::<ContainerId>().ok()));
+        }
+        ids.sort_unstable();
+        ids.dedup();
+        Ok(ids)
+    }
+}
+
+/// The freezer of one container, by the files of either version.
+#[derive(Debug)]
+pub(super) struct Freezer {
+    version: Version,
+    folder: PathBuf,
+}
+
+impl Freezer {
+    pub(super) fn write(&self, frozen: bool) -> Result<(), CgroupError> {
+        match (self.version, frozen) {
+            (Version::V1, true) => write(&self.folder.join("freezer.state"), "FROZEN"),
+            (Version::V1, false) => write(&self.folder.join("freezer.state"), "THAWED"),
+            (Version::V2, frozen) => write(&self.folder.join("cgroup.freeze"), if frozen { "1" } else { "0" }),
+        }
+    }
+
+    /// Whether the kernel has carried it out for every task.
+    fn is(&self, frozen: bool) -> Result<bool, CgroupError> {
+        match self.version {
+            Version::V1 => {
+                let path = self.folder.join("freezer.state");
+                let state = read(&path)?;
+                if frozen && state.trim() == "FREEZING" {
+                    // A task that was forked meanwhile is only frozen by a further write.
+                    self.write(true)?;
+                }
+                Ok(state.trim() == if frozen { "FROZEN" } else { "THAWED" })
+            }
+            Version::V2 => Ok(read_key(&self.folder.join("cgroup.events"), "frozen")? == u64::from(frozen)),
+        }
+    }
+}
+
+/// Whether the runtime makes groups in a v1 hierarchy: it does where there is a controller, not in the named ones and
+/// not in a unified hierarchy that only tracks processes.
+fn needs_groups(hierarchy: &Hierarchy) -> bool {
+    hierarchy.controllers.iter().any(|c| !c.starts_with("name="))
+}
+
+/// A controller that cannot be handed down is found missing when a limit needs it.
+fn hand_down_controllers(folder: &Path) -> Result<(), CgroupError> {
+    let available = read(&folder.join("cgroup.controllers"))?;
+    let control = folder.join("cgroup.subtree_control");
+    let enabled = read(&control)?;
+    let has = |text: &str, name: &str| text.split_whitespace().any(|word| word == name);
+    for name in CONTROLLERS_V2.into_iter().filter(|name| has(&available, name) && !has(&enabled, name)) {
+        if let Err(error) = write(&control, &format!("+{name}")) {
+            tracing::warn!(controller = name, folder = %folder.display(), ?error, "a cgroup controller stays off");
+        }
+    }
+    Ok(())
+}
+
+fn copy_cpuset(from: &Path, to: &Path) -> Result<(), CgroupError> {
+    for file in CPUSET_FILES {
+        if read(&to.join(file))?.trim().is_empty() {
+            write(&to.join(file), read(&from.join(file))?.trim())?;
+        }
+    }
+    Ok(())
+}
+
+fn make_folder(path: &Path) -> Result<(), CgroupError> {
+    match std::fs::create_dir(path) {
+        Err(source) if source.kind() != ErrorKind::AlreadyExists => {
+            Err(CgroupError::Io { action: "make", path: path.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Asks until there is an answer, or `bound` is over: then `None`.
+pub(super) fn poll<T>(
+    bound: Duration,
+    mut ask: impl FnMut() -> Result<Option<T>, CgroupError>,
+) -> Result<Option<T>, CgroupError> {
+    let deadline = Instant::now() + bound;
+    let mut pause = Duration::from_micros(POLL_PAUSE_US_FIRST);
+    loop {
+        if let Some(answer) = ask()? {
+            return Ok(Some(answer));
+        }
+        if Instant::now() >= deadline {
+            return Ok(None);
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_micros(POLL_PAUSE_US_MAX));
+    }
+}
+
+/// One write(2) of the whole value, as control files want it; never makes the file.
+pub(super) fn write(path: &Path, value: &str) -> Result<(), CgroupError> {
+    OpenOptions::new()
+        .write(true)
+        .truncate(true)
+        .open(path)
+        .and_then(|mut file| file.write_all(value.as_bytes()))
+        .map_err(|source| CgroupError::Io { action: "write", path: path.to_owned(), source })
+}
+
+pub(super) fn read(path: &Path) -> Result<String, CgroupError> {
+    std::fs::read_to_string(path).map_err(|source| CgroupError::Io { action: "read", path: path.to_owned(), source })
+}
+
+/// A file that is one number; `None` where the file is not there.
+fn read_number(path: &Path) -> Result<Option<u64>, CgroupError> {
+    match need_number(path) {
+        Err(CgroupError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(None),
+        number => number.map(Some),
+    }
+}
+
+fn need_number(path: &Path) -> Result<u64, CgroupError> {
+    read(path)?.trim().parse().map_err(|_| odd(path))
+}
+
+fn read_key(path: &Path, key: &str) -> Result<u64, CgroupError> {
+    plan::flat_value(&read(path)?, key).ok_or_else(|| odd(path))
+}
+
+fn odd(path: &Path) -> CgroupError {
+    CgroupError::Io { action: "understand", path: path.to_owned(), source: ErrorKind::InvalidData.into() }
+}
+
+/// Whether a group went away: its file is not there, or was open when it went.
+pub(super) fn gone(error: &std::io::Error) -> bool {
+    error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV)
+}
+
+pub(super) fn busy(error: &std::io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EBUSY)
+}
+
+/// A control file's controller, by the start of its name.
+fn controller_of(path: &Path) -> &'static str {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    match name.split('.').next() {
+        Some("memory") => "memory",
+        Some("pids") => "pids",
+        _ => "cpu",
+    }
+}
+
+fn page_size() -> u64 {
+    let size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten();
+    // The smallest page of any Linux: too small a page only makes the comparison stricter.
+    size.and_then(|size| u64::try_from(size).ok()).unwrap_or(4_096)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{BytesPerSecond, CpuMillis, Pids};
+    use std::fs;
+
+    /// A folder that looks like a unified hierarchy with one container's group; a plain filesystem keeps what is
+    /// written, as a willing kernel does.
+    struct Tree {
+        root: tempfile::TempDir,
+        id: ContainerId,
+    }
+
+    impl Tree {
+        fn new(files: &[(&str, &str)]) -> Self {
+            let tree = Self { root: tempfile::tempdir().unwrap(), id: ContainerId::generate() };
+            fs::create_dir_all(tree.group()).unwrap();
+            for (name, text) in files {
+                fs::write(tree.group().join(name), text).unwrap();
+            }
+            tree
+        }
+
+        fn group(&self) -> PathBuf {
+            self.root.path().join("fake").join(self.id.to_string())
+        }
+
+        fn file(&self, name: &str) -> String {
+            fs::read_to_string(self.group().join(name)).unwrap()
+        }
+
+        fn cgroups(&self) -> KernelCgroups {
+            let device = DeviceNumber { major: 7, minor: 3 };
+            KernelCgroups::with_layout("fake".parse().unwrap(), Layout::unified(self.root.path()), Some(device))
+        }
+    }
+
+    const FILES: [(&str, &str); 10] = [
+        ("memory.max", "max\n"),
+        ("memory.high", "max\n"),
+        ("memory.swap.max", "max\n"),
+        ("memory.current", "5000000\n"),
+        ("memory.stat", "anon 1\ninactive_file 1000000\n"),
+        ("memory.events", "oom 2\noom_kill 2\n"),
+        ("cpu.max", "max 100000\n"),
+        ("cpu.stat", "usage_usec 1234\n"),
+        ("pids.max", "max\n"),
+        ("pids.current", "3\n"),
+    ];
+
+    #[tokio::test]
+    async fn limits_are_written_and_lifted() {
+        let tree = Tree::new(&FILES);
+        let limits = Limits {
+            cpu: Some(CpuMillis(500)),
+            memory: Some(Bytes::mib(64)),
+            pids: Some(Pids(10)),
+            ..Limits::default()
+        };
+        tree.cgroups().set_limits(tree.id, &limits).await.unwrap();
+        assert_eq!(tree.file("memory.max"), "67108864");
+        assert_eq!(tree.file("memory.swap.max"), "0");
+        assert_eq!(tree.file("cpu.max"), "50000 100000");
+        assert_eq!(tree.file("pids.max"), "10");
+        tree.cgroups().set_limits(tree.id, &Limits::default()).await.unwrap();
+        assert_eq!(tree.file("memory.max"), "max");
+        assert_eq!(tree.file("cpu.max"), "max 100000");
+        assert_eq!(tree.file("pids.max"), "max");
+    }
+
+    #[tokio::test]
+    async fn a_limit_whose_controller_is_off_is_refused_by_its_name() {
+        let tree = Tree::new(&FILES);
+        let limits = Limits { disk_read_bps: Some(BytesPerSecond(1)), ..Limits::default() };
+        let error = tree.cgroups().set_limits(tree.id, &limits).await.unwrap_err();
+        assert_eq!(error.to_string(), "the host has no `io` controller, which this limit needs");
+    }
+
+    #[tokio::test]
+    async fn a_limit_the_kernel_does_not_keep_is_an_error() {
+        let tree = Tree::new(&FILES);
+        let pids = tree.group().join("pids.max");
+        fs::remove_file(&pids).unwrap();
+        std::os::unix::fs::symlink("/dev/null", &pids).unwrap();
+        let limits = Limits { pids: Some(Pids(10)), ..Limits::default() };
+        let error = tree.cgroups().set_limits(tree.id, &limits).await.unwrap_err();
+        assert!(matches!(error, CgroupError::NotTaken { file: "pids.max", .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_memory_limit_below_what_is_held_is_refused_and_the_old_one_stays() {
+        let tree = Tree::new(&FILES);
+        let limits = Limits { memory: Some(Bytes::mib(1)), ..Limits::default() };
+        let error = tree.cgroups().set_limits(tree.id, &limits).await.unwrap_err();
+        assert!(matches!(error, CgroupError::MemoryInUse { used: Bytes(5_000_000), .. }), "{error}");
+        assert_eq!(tree.file("memory.max"), "max\n");
+        assert_eq!(tree.file("memory.high"), "max");
+    }
+
+    #[tokio::test]
+    async fn counters_are_read_without_the_inactive_cache() {
+        let tree = Tree::new(&FILES);
+        let usage = tree.cgroups().usage(tree.id).await.unwrap().unwrap();
+        let wanted = Usage { cpu_us: 1_234, memory: Bytes(4_000_000), memory_limit: None, pids: 3, oom_kills: 2 };
+        assert_eq!(usage, wanted);
+        assert_eq!(tree.cgroups().usage(ContainerId::generate()).await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn counters_of_a_controller_that_is_off_are_an_error_and_not_zero() {
+        let tree = Tree::new(&FILES);
+        fs::remove_file(tree.group().join("pids.current")).unwrap();
+        let error = tree.cgroups().usage(tree.id).await.unwrap_err();
+        assert!(matches!(error, CgroupError::NoController { controller: "pids" }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn only_ids_are_listed() {
+        let tree = Tree::new(&[]);
+        fs::create_dir(tree.root.path().join("fake/not-an-id")).unwrap();
+        assert_eq!(tree.cgroups().list().await.unwrap(), [tree.id]);
+    }
+}
