@@ -9,6 +9,7 @@ pub mod btrfs;
 pub mod cgroup;
 pub mod fake;
 pub mod folders;
+pub mod host;
 pub mod netlink;
 pub mod nft;
 pub mod oci;

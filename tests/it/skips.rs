@@ -8,11 +8,12 @@ const SKIPS: &str = "TENANTRY_SKIPS";
 /// Reports that `test` did not run here, and why.
 pub fn skipped(test: &str, reason: &str) {
     let line = format!("SKIPPED: {test}: {reason}\n");
-    eprint!("{line}");
-    if let Some(path) = std::env::var_os(SKIPS) {
-        let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
-        file.write_all(line.as_bytes()).unwrap();
-    }
+    let Some(path) = std::env::var_os(SKIPS) else {
+        std::io::stderr().write_all(line.as_bytes()).unwrap();
+        return;
+    };
+    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
+    file.write_all(line.as_bytes()).unwrap();
 }
 
 /// Whether a test that needs root may run; reports it where not.
