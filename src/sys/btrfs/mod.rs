@@ -1,4 +1,21 @@
 //! The pool: a BTRFS filesystem in which every rootfs is a subvolume.
+//!
+//! [`Pool`] is the contract, [`BtrfsPool`] does it by ioctl, [`open_pool`] finds or makes the filesystem, and [`PoolLayout`] says
+//! where things lie in it.
+
+mod ioctl;
+mod layout;
+mod loopback;
+mod mounts;
+mod pool;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+
+pub use layout::{PASS_MODE, PRIVATE_MODE, PoolLayout};
+pub use loopback::{Backing, LOOP_FILE_MIN, OpenedPool, POOL_HEADROOM, PoolOptions, open_pool, space_at};
+pub use pool::{BtrfsPool, QuotaMode};
 
 use std::path::{Path, PathBuf};
 
@@ -64,6 +81,12 @@ pub enum PoolError {
     /// The kernel has no simple quotas (older than 6.7), so that a disk limit cannot be kept.
     #[error("this kernel keeps no disk limits: BTRFS simple quotas need Linux 6.7")]
     NoQuota,
+    /// Classic quota groups were on in the pool's filesystem before us.
+    #[error(
+        "disk limits need simple quotas, but {} has classic quota groups on: `btrfs quota disable` switches them off",
+        .0.display()
+    )]
+    ClassicQuota(PathBuf),
     /// A fault put there by a test.
     #[error("injected fault at {0}")]
     Injected(&'static str),
