@@ -28,7 +28,7 @@ pub fn spec<'a>(subject: &'a Subject, layout: &Layout, cgroups_path: String, uid
         uid: config.user.uid,
         gid: config.user.gid,
         additional_gids: config.user.additional_gids.clone(),
-        rootfs: layout.rootfs(container.id),
+        rootfs: layout.pool.rootfs(container.id),
         cgroups_path,
         limits: &settings.limits,
         first_id: container.slot.first_id(uid_base),

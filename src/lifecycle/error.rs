@@ -75,12 +75,10 @@ pub enum Error {
     #[error("all {0} addresses of the subnet are taken")]
     NoSlot(u32),
     /// The pool has too little room left for something new.
-    #[error("the pool is full: {available} are left, {headroom} are kept free")]
+    #[error("the pool is full: {available} are left, and that is kept free so that deletions succeed")]
     PoolFull {
         /// What is left.
         available: crate::domain::Bytes,
-        /// What is kept for deletions to succeed.
-        headroom: crate::domain::Bytes,
     },
     /// The verb makes no sense in this state.
     #[error("cannot {verb} a container that is {status}")]
@@ -227,6 +225,7 @@ impl Error {
             DriverError::Runtime(RuntimeError::NotExecutable { message, .. }) => {
                 Some(Self::StartFailed(message.clone()))
             }
+            DriverError::Pool(PoolError::Full { .. }) => Some(Self::PoolFull { available: crate::domain::Bytes(0) }),
             DriverError::Pool(error @ PoolError::NoQuota) => {
                 Some(Self::LimitUnsupported { limit: "disk", reason: error.to_string() })
             }

@@ -200,7 +200,7 @@ impl Executor {
         match step {
             Make::Folders => folders.make(id).await?,
             Make::Snapshot(origin) => {
-                pool.snapshot(&self.origin(origin), &self.layout.rootfs(id), Access::ReadWrite).await?;
+                pool.snapshot(&self.origin(origin), &self.layout.pool.rootfs(id), Access::ReadWrite).await?;
             }
             // An empty batch changes nothing and returns when all before it is on the disk.
             Make::FlushRecord => self.records.commit(Batch::default(), Durability::Flushed).await?,
@@ -238,7 +238,7 @@ impl Executor {
             Remove::Runtime => drivers.runtime.remove(target.id).await?,
             Remove::Link => drivers.links.detach(target.slot).await?,
             Remove::Rules => drivers.firewall.remove(target.slot).await?,
-            Remove::Rootfs => return Ok(drivers.pool.delete(&self.layout.rootfs(target.id)).await?),
+            Remove::Rootfs => return Ok(drivers.pool.delete(&self.layout.pool.rootfs(target.id)).await?),
             Remove::Folders => drivers.folders.remove(target.id).await?,
         }
         Ok(None)
@@ -247,13 +247,13 @@ impl Executor {
     /// The disk limit as the record has it; none where the kernel keeps none and none is asked for.
     pub async fn limit_disk(&self, container: &Container) -> Result<(), DriverError> {
         let Some(limit) = container.settings.limits.disk else { return Ok(()) };
-        Ok(self.drivers.pool.set_limit(&self.layout.rootfs(container.id), Some(limit)).await?)
+        Ok(self.drivers.pool.set_limit(&self.layout.pool.rootfs(container.id), Some(limit)).await?)
     }
 
     fn origin(&self, origin: Origin) -> PathBuf {
         match origin {
-            Origin::Image(id) => self.layout.image_rootfs(id),
-            Origin::Container(id) => self.layout.rootfs(id),
+            Origin::Image(id) => self.layout.pool.image_rootfs(id),
+            Origin::Container(id) => self.layout.pool.rootfs(id),
         }
     }
 
@@ -261,7 +261,7 @@ impl Executor {
         Launch {
             id: container.id,
             bundle: self.layout.bundle(container.id),
-            rootfs: self.layout.rootfs(container.id),
+            rootfs: self.layout.pool.rootfs(container.id),
             first_id: container.slot.first_id(self.uid_base),
             log: self.layout.log(container.id),
         }

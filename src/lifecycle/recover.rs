@@ -217,7 +217,7 @@ async fn sweep(shared: &Shared, report: &mut Report) {
             report.orphans.push(id);
             continue;
         }
-        swept(report, "rootfs", id, drivers.pool.delete(&shared.executor.layout().rootfs(id)).await.map(drop));
+        swept(report, "rootfs", id, drivers.pool.delete(&shared.executor.layout().pool.rootfs(id)).await.map(drop));
         swept(report, "folders", id, drivers.folders.remove(id).await);
     }
 }

@@ -367,7 +367,7 @@ impl Worker {
         let drivers = self.shared.executor.drivers();
         let (was, is) = (&old.settings, &new.settings);
         if was.limits.disk != is.limits.disk {
-            let rootfs = self.shared.executor.layout().rootfs(self.id);
+            let rootfs = self.shared.executor.layout().pool.rootfs(self.id);
             drivers.pool.set_limit(&rootfs, is.limits.disk).await.map_err(Error::driver)?;
         }
         if new.phase.init().is_none() {
@@ -423,7 +423,13 @@ impl Worker {
         if drivers.links.usage(target.slot).await.map_err(Error::driver)?.is_some() {
             return Err(left("link"));
         }
-        if drivers.pool.id(&self.shared.executor.layout().rootfs(target.id)).await.map_err(Error::driver)?.is_some() {
+        if drivers
+            .pool
+            .id(&self.shared.executor.layout().pool.rootfs(target.id))
+            .await
+            .map_err(Error::driver)?
+            .is_some()
+        {
             return Err(left("rootfs"));
         }
         if drivers.folders.list().await.map_err(Error::driver)?.contains(&target.id) {

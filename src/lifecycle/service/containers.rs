@@ -17,8 +17,8 @@ use crate::domain::host::Alias;
 use crate::domain::policy::PolicyName;
 use crate::domain::receipt::Erasure;
 use crate::domain::{
-    Bytes, Container, ContainerId, ContainerName, Desired, EnvVars, Image, ImageId, OperationId, Phase, ProjectId,
-    Receipt, Settings, Verb,
+    Container, ContainerId, ContainerName, Desired, EnvVars, Image, ImageId, OperationId, Phase, ProjectId, Receipt,
+    Settings, Verb,
 };
 
 /// The image of a container that names none.
@@ -29,11 +29,6 @@ const REMOVED_WAIT_S_MAX: u64 = 30;
 const ERASED_WAIT_S_MAX: u64 = 120;
 /// Between two looks at a receipt, in milliseconds.
 const ERASED_LOOK_MS: u64 = 20;
-/// What is kept free in a pool, so that deletions and the filesystem's own work always succeed: the larger of this …
-const HEADROOM_MIN: Bytes = Bytes::mib(64);
-/// … and one part in so many of the pool.
-const HEADROOM_PART: u64 = 32;
-
 impl Service {
     /// Makes a container from an image.
     ///
@@ -249,9 +244,8 @@ impl Service {
 
     async fn check_room(&self) -> Result<(), Error> {
         let space = self.drivers().pool.space().await.map_err(Error::driver)?;
-        let headroom = HEADROOM_MIN.max(Bytes(space.total.0 / HEADROOM_PART));
-        if space.available < headroom {
-            return Err(Error::PoolFull { available: space.available, headroom });
+        if !space.has_headroom() {
+            return Err(Error::PoolFull { available: space.available });
         }
         Ok(())
     }

@@ -41,7 +41,7 @@ impl Service {
     pub async fn stats(&self, id: ContainerId) -> Result<Stats, Error> {
         let container = self.container(id)?;
         let drivers = self.drivers();
-        let disk = match drivers.pool.usage(&self.layout().rootfs(id)).await {
+        let disk = match drivers.pool.usage(&self.layout().pool.rootfs(id)).await {
             Ok(usage) => Some(DiskUse { used: usage.used, limit: usage.limit }),
             Err(PoolError::NoQuota) => None,
             Err(_) if container.phase == Phase::Creating || container.receipt.is_some() => None,
