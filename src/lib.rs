@@ -13,5 +13,6 @@
 pub mod config;
 pub mod domain;
 pub mod lifecycle;
+pub mod proxy;
 pub mod store;
 pub mod sys;
