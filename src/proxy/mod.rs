@@ -16,9 +16,198 @@
 //!   disagree about where a message ends.
 //! - Every wait, buffer and count is bounded by a field of [`ProxyConfig`] or a named constant.
 //!
+//! A head that is no HTTP at all, or far above the bounds, is answered by hyper itself: 400, 414 or 431 without a
+//! body and without a request id. Interim responses other than 100 are not passed on.
+//!
 //! Not here yet, and where it will go: TLS and HTTP/2 in front of `server::serve_connection`, which takes any byte
 //! stream; waking in [`Routes::resolve`], which may take its time.
 
+mod body;
+mod forward;
+mod headers;
 pub mod host;
+mod io;
+mod pool;
+mod refusal;
+mod server;
+mod stats;
+#[cfg(test)]
+mod tests;
+mod tunnel;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::Semaphore;
+
+use crate::domain::ContainerId;
 
 pub use host::{Alias, AliasError, HostError, HostNames, HostNamesError, Route, Scheme};
+pub use stats::Stats;
+
+/// Where a request goes: one start of one container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Upstream {
+    /// The container.
+    pub container: ContainerId,
+    /// Which of its starts; goes up with each, and never down.
+    pub epoch: u64,
+    /// Where its server listens.
+    pub addr: SocketAddr,
+}
+
+/// What is behind a route at this moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Resolution {
+    /// A container that takes requests.
+    Upstream(Upstream),
+    /// No such alias, container or port.
+    Unknown,
+    /// A container that somebody must start first; its status in a word, for the client.
+    NotRunning {
+        /// The container's status, such as `stopped`.
+        status: String,
+    },
+    /// A container that will take requests by itself soon.
+    NotReady {
+        /// The container's status, such as `starting`.
+        status: String,
+    },
+}
+
+/// Who knows what runs where: the floor below, or a table in a test.
+#[async_trait]
+pub trait Routes: Send + Sync + 'static {
+    /// What is behind this route. Called once for each request; may wait, within the proxy's `resolve_ms_max`.
+    async fn resolve(&self, route: &Route) -> Resolution;
+
+    /// Whether this very start still runs at this address. Called after a connection stood and before a byte is
+    /// sent on it; must read the same state that decides when an address may be given to another container.
+    fn is_current(&self, upstream: &Upstream) -> bool;
+}
+
+/// The bounds of a proxy. Times are `Duration`s in whole milliseconds.
+#[derive(Debug, Clone, Copy)]
+pub struct ProxyConfig {
+    /// Bytes of a request's target and headers.
+    pub header_bytes_max: usize,
+    /// Fields of a request; at most 100.
+    pub header_count_max: usize,
+    /// Bytes buffered for one direction of one connection.
+    pub buffer_bytes_max: usize,
+    /// From the first byte of a head, or the accept, to its end.
+    pub header_read_ms_max: Duration,
+    /// Between two requests of a client's connection.
+    pub keep_alive_idle_ms_max: Duration,
+    /// Without a byte of a request's body while the container would take one.
+    pub request_body_idle_ms_max: Duration,
+    /// Without a byte taken by the client.
+    pub write_stall_ms_max: Duration,
+    /// For [`Routes::resolve`].
+    pub resolve_ms_max: Duration,
+    /// For a connection to a container, and for a free slot to it.
+    pub connect_ms_max: Duration,
+    /// From the last byte the container took of a request to the head of its response.
+    pub response_header_ms_max: Duration,
+    /// Without a byte in a tunnel, either way.
+    pub tunnel_idle_ms_max: Duration,
+    /// For open exchanges and tunnels after a shutdown was asked.
+    pub drain_ms_max: Duration,
+    /// Connections of clients; more wait in the listener's backlog.
+    pub connections_max: usize,
+    /// Upgraded connections.
+    pub tunnels_max: usize,
+    /// Requests and tunnels open towards one container.
+    pub per_upstream_max: usize,
+    /// Idle connections kept to one container.
+    pub idle_per_upstream_max: usize,
+    /// Idle connections kept to all containers.
+    pub idle_upstreams_max: usize,
+    /// How long an idle connection to a container is kept: below the 5 s after which common servers (Node.js) close
+    /// theirs, so that the proxy is the one who closes.
+    pub upstream_idle_ms_max: Duration,
+}
+
+impl Default for ProxyConfig {
+    fn default() -> Self {
+        Self {
+            header_bytes_max: 32 * 1024,
+            header_count_max: 96,
+            buffer_bytes_max: 64 * 1024,
+            header_read_ms_max: Duration::from_millis(10_000),
+            keep_alive_idle_ms_max: Duration::from_millis(75_000),
+            request_body_idle_ms_max: Duration::from_millis(60_000),
+            write_stall_ms_max: Duration::from_millis(60_000),
+            resolve_ms_max: Duration::from_millis(60_000),
+            connect_ms_max: Duration::from_millis(5_000),
+            response_header_ms_max: Duration::from_millis(60_000),
+            tunnel_idle_ms_max: Duration::from_millis(3_600_000),
+            drain_ms_max: Duration::from_millis(10_000),
+            connections_max: 8_192,
+            tunnels_max: 4_096,
+            per_upstream_max: 256,
+            idle_per_upstream_max: 16,
+            idle_upstreams_max: 1_024,
+            upstream_idle_ms_max: Duration::from_millis(4_000),
+        }
+    }
+}
+
+/// The proxy: names, routes, bounds, and the connections it holds. Served on any number of listeners.
+pub struct Proxy {
+    names: HostNames,
+    routes: Arc<dyn Routes>,
+    config: ProxyConfig,
+    pool: Arc<pool::Pool>,
+    connections: Arc<Semaphore>,
+    tunnels: Arc<Semaphore>,
+    counters: stats::Counters,
+}
+
+impl Proxy {
+    /// A proxy for these names and routes.
+    pub fn new(names: HostNames, routes: Arc<dyn Routes>, config: ProxyConfig) -> Arc<Self> {
+        let bounds = pool::PoolBounds {
+            per_upstream_max: config.per_upstream_max,
+            idle_per_upstream_max: config.idle_per_upstream_max,
+            idle_max: config.idle_upstreams_max,
+            idle_for_max: config.upstream_idle_ms_max,
+        };
+        Arc::new(Self {
+            names,
+            routes,
+            config,
+            pool: Arc::new(pool::Pool::new(bounds)),
+            connections: Arc::new(Semaphore::new(config.connections_max)),
+            tunnels: Arc::new(Semaphore::new(config.tunnels_max)),
+            counters: stats::Counters::default(),
+        })
+    }
+
+    /// Closes the idle connections to a container, as when it stops. Not needed for safety (the epoch is), only so
+    /// that nothing is held open to a container that is gone.
+    pub fn forget(&self, container: ContainerId) {
+        self.pool.forget(container);
+    }
+
+    /// What is open now.
+    pub fn stats(&self) -> Stats {
+        Stats {
+            connections: self.counters.connections.load(Ordering::Relaxed),
+            exchanges: self.counters.exchanges.load(Ordering::Relaxed),
+            tunnels: self.counters.tunnels.load(Ordering::Relaxed),
+            idle_upstreams: self.pool.idle_total(),
+        }
+    }
+}
+
+impl fmt::Debug for Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Proxy").field("names", &self.names).field("stats", &self.stats()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,392 @@
+//! One request: from its Host to a container and back.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::{Body, Incoming};
+use hyper::client::conn::http1;
+use hyper::header::{self, HeaderMap, HeaderValue};
+use hyper::http::request::Parts;
+use hyper::upgrade::OnUpgrade;
+use hyper::{Method, Request, Response, StatusCode, Uri, Version};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::timeout;
+
+use super::body::{Answer, BodyWatch, Exchange, RequestBody, ResponseBody};
+use super::headers::{self, Origin, REQUEST_ID};
+use super::host::{HostError, Route};
+use super::io::ConnState;
+use super::pool::{Connection, Lease};
+use super::refusal::{Refusal, wants_html};
+use super::server::Tasks;
+use super::stats::Open;
+use super::tunnel::Tunnel;
+use super::{Proxy, Resolution, Upstream};
+
+/// hyper's smallest buffer.
+const BUFFER_BYTES_MIN: usize = 8 * 1024;
+
+/// A request as it goes to the container.
+struct Outgoing {
+    request: Request<RequestBody>,
+    watch: Option<Arc<BodyWatch>>,
+    /// What the client asked to switch to, and its side of the switch.
+    upgrade: Option<(HeaderValue, OnUpgrade)>,
+}
+
+/// Why a connection brought no response.
+enum Lost {
+    /// Nothing was sent: the request is whole.
+    Unsent(Box<Request<RequestBody>>),
+    /// The connection ended before an answer. A pooled one may have been closed while the request was on its way.
+    Closed,
+    /// No other connection would change it.
+    Final(Refusal),
+}
+
+/// The hyper service of a connection: forwards, and turns what goes wrong into a response.
+pub(super) async fn answer<S>(
+    proxy: &Arc<Proxy>,
+    conn: &Arc<ConnState>,
+    peer: SocketAddr,
+    tasks: &Tasks,
+    request: Request<Incoming>,
+) -> Answer
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let exchange = Exchange::begin(Arc::clone(conn), Open::count(&proxy.counters.exchanges));
+    let id = request_id();
+    let html = wants_html(request.headers());
+    let has_body = !request.body().is_end_stream();
+    match forward::<S>(proxy, peer, tasks, &id, request).await {
+        Ok(mut response) => {
+            response.headers_mut().entry(REQUEST_ID.clone()).or_insert(id);
+            Ok(response.map(|body| body.hold(exchange)))
+        }
+        Err(refusal) => {
+            tracing::debug!(request_id = ?id, status = refusal.status().as_u16(), %refusal, "refused");
+            if has_body {
+                exchange.leave_body_unread();
+            }
+            Ok(refusal.response(html, id).map(|body| body.hold(exchange)))
+        }
+    }
+}
+
+async fn forward<S>(
+    proxy: &Arc<Proxy>,
+    peer: SocketAddr,
+    tasks: &Tasks,
+    id: &HeaderValue,
+    request: Request<Incoming>,
+) -> Result<Response<ResponseBody>, Refusal>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (route, host) = proxy.admit(&request)?;
+    let upstream = proxy.resolve(&route).await?;
+    let origin = Origin { peer, scheme: proxy.names.scheme(), host: &host, request_id: id };
+    let Outgoing { request, watch, upgrade } = proxy.outgoing(request, origin);
+    let (response, lease) = proxy.send(&upstream, request, watch.as_ref()).await?;
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        return Ok(incoming(response, lease, watch));
+    }
+    let Some((wanted, client)) = upgrade else {
+        tracing::warn!(container = %upstream.container, "a container switched protocols unasked");
+        return Err(Refusal::Broken);
+    };
+    let slot = Arc::clone(&proxy.tunnels).try_acquire_owned().map_err(|_| Refusal::TunnelsFull)?;
+    let (head, upstream_side) = switching(response, wanted);
+    let tunnel = Tunnel {
+        client,
+        upstream: upstream_side,
+        idle_max: proxy.config.tunnel_idle_ms_max,
+        stop: tasks.abort.clone(),
+        lease,
+        _slot: slot,
+        _open: Open::count(&proxy.counters.tunnels),
+    };
+    tasks.tracker.spawn(tunnel.run::<S>());
+    Ok(head)
+}
+
+impl Proxy {
+    /// What can be refused from the head alone, and what it asks for.
+    fn admit<B>(&self, request: &Request<B>) -> Result<(Route, HeaderValue), Refusal> {
+        let (uri, fields) = (request.uri(), request.headers());
+        if request.method() == Method::CONNECT {
+            return Err(Refusal::Connect);
+        }
+        let too_many = fields.len() > self.config.header_count_max;
+        if too_many || headers::head_bytes(uri, fields) > self.config.header_bytes_max {
+            return Err(Refusal::HeadTooLarge);
+        }
+        let mut hosts = fields.get_all(header::HOST).iter();
+        let (Some(host), None) = (hosts.next(), hosts.next()) else { return Err(Refusal::BadHost) };
+        let text = host.to_str().map_err(|_| Refusal::BadHost)?;
+        let route = self.names.parse(text).map_err(|error| match error {
+            HostError::Malformed => Refusal::BadHost,
+            HostError::Foreign => Refusal::UnknownHost,
+        })?;
+        if !target_is_good(request.method(), uri, text) {
+            return Err(Refusal::BadTarget);
+        }
+        Ok((route, host.clone()))
+    }
+
+    async fn resolve(&self, route: &Route) -> Result<Upstream, Refusal> {
+        match timeout(self.config.resolve_ms_max, self.routes.resolve(route)).await {
+            Ok(Resolution::Upstream(upstream)) => Ok(upstream),
+            Ok(Resolution::Unknown) => Err(Refusal::UnknownHost),
+            Ok(Resolution::NotRunning { status }) => Err(Refusal::NotRunning(status)),
+            Ok(Resolution::NotReady { status }) => Err(Refusal::NotReady(status)),
+            Err(_) => Err(Refusal::NotReady("starting".to_owned())),
+        }
+    }
+
+    /// The request as the container gets it. The header map is changed in place, not built anew.
+    fn outgoing(&self, mut request: Request<Incoming>, origin: Origin<'_>) -> Outgoing {
+        let has_body = !request.body().is_end_stream();
+        let wanted = headers::wanted_upgrade(request.version(), has_body, request.headers());
+        let upgrade = wanted.map(|value| (value, hyper::upgrade::on(&mut request)));
+        let (mut parts, body) = request.into_parts();
+        let expects = expects_continue(&parts) && has_body;
+        rewrite_head(&mut parts, has_body, upgrade.as_ref().map(|(value, _)| value), origin);
+        let (body, watch) = if has_body {
+            let watch = Arc::new(BodyWatch::default());
+            let stall_max = self.config.request_body_idle_ms_max;
+            (RequestBody::stream(body, Arc::clone(&watch), stall_max, expects), Some(watch))
+        } else {
+            (RequestBody::empty(), None)
+        };
+        let mut request = Request::from_parts(parts, body);
+        if let Some(watch) = watch.clone().filter(|_| expects) {
+            hyper::ext::on_informational(&mut request, move |interim| {
+                if interim.status() == StatusCode::CONTINUE {
+                    watch.go();
+                }
+            });
+        }
+        Outgoing { request, watch, upgrade }
+    }
+
+    /// Sends on an idle connection if there is one, and once more on a fresh one if that turned out dead.
+    async fn send(
+        &self,
+        upstream: &Upstream,
+        mut request: Request<RequestBody>,
+        watch: Option<&Arc<BodyWatch>>,
+    ) -> Result<(Response<Incoming>, Lease), Refusal> {
+        let entered = self.pool.enter(upstream);
+        let slot = match Arc::clone(&entered.slots).try_acquire_owned() {
+            Ok(slot) => slot,
+            Err(_) => match timeout(self.config.connect_ms_max, entered.slots.acquire_owned()).await {
+                Ok(Ok(slot)) => slot,
+                _ => return Err(Refusal::Busy),
+            },
+        };
+        if let Some(mut connection) = entered.connection {
+            let spare = spare_of(&request);
+            match self.exchange(&mut connection, request, watch).await {
+                Ok(response) => return Ok((response, self.lease(connection, upstream, slot))),
+                Err(Lost::Final(refusal)) => return Err(refusal),
+                Err(Lost::Unsent(whole)) => request = *whole,
+                Err(Lost::Closed) => request = spare.ok_or(Refusal::Broken)?,
+            }
+        }
+        let mut connection = self.connect(upstream).await?;
+        match self.exchange(&mut connection, request, watch).await {
+            Ok(response) => Ok((response, self.lease(connection, upstream, slot))),
+            Err(Lost::Final(refusal)) => Err(refusal),
+            Err(Lost::Unsent(_) | Lost::Closed) => Err(Refusal::Broken),
+        }
+    }
+
+    fn lease(&self, connection: Connection, upstream: &Upstream, slot: OwnedSemaphorePermit) -> Lease {
+        Lease { connection, upstream: *upstream, pool: Arc::clone(&self.pool), _slot: slot }
+    }
+
+    /// A new connection that provably leads to this start of this container: it stood at a moment after which the
+    /// address still was the container's, and an epoch never comes back.
+    async fn connect(&self, upstream: &Upstream) -> Result<Connection, Refusal> {
+        let container = upstream.container;
+        let stream = match timeout(self.config.connect_ms_max, TcpStream::connect(upstream.addr)).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => {
+                tracing::info!(%container, addr = %upstream.addr, %error, "a container refused the connection");
+                return Err(Refusal::Unreachable);
+            }
+            Err(_) => return Err(Refusal::TimedOut),
+        };
+        if !self.routes.is_current(upstream) {
+            return Err(Refusal::NotReady("restarting".to_owned()));
+        }
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY was refused");
+        }
+        let buffer_bytes_max = self.config.buffer_bytes_max.max(BUFFER_BYTES_MIN);
+        let mut builder = http1::Builder::new();
+        builder.max_buf_size(buffer_bytes_max);
+        let (sender, driver) = builder.handshake(TokioIo::new(stream)).await.map_err(|_| Refusal::Broken)?;
+        let driver = tokio::spawn(async move {
+            if let Err(error) = driver.with_upgrades().await {
+                tracing::trace!(%container, %error, "connection to a container ended early");
+            }
+        });
+        Ok(Connection::new(sender, driver.abort_handle()))
+    }
+
+    /// One request on one connection, up to the response's head.
+    async fn exchange(
+        &self,
+        connection: &mut Connection,
+        request: Request<RequestBody>,
+        watch: Option<&Arc<BodyWatch>>,
+    ) -> Result<Response<Incoming>, Lost> {
+        // A connection just given back is ready as soon as its driver ran.
+        if !matches!(timeout(self.config.connect_ms_max, connection.sender.ready()).await, Ok(Ok(()))) {
+            return Err(Lost::Unsent(Box::new(request)));
+        }
+        let mut response = std::pin::pin!(connection.sender.try_send_request(request));
+        let wait: Duration = self.config.response_header_ms_max;
+        let mut frames_seen = 0;
+        loop {
+            match timeout(wait, response.as_mut()).await {
+                Ok(Ok(response)) => return Ok(response),
+                Ok(Err(mut failed)) => {
+                    return Err(match failed.take_message() {
+                        Some(request) => Lost::Unsent(Box::new(request)),
+                        None => lost(failed.error(), watch),
+                    });
+                }
+                // An upload that moves, or waits for the client, is not the container's silence.
+                Err(_) => match watch {
+                    Some(watch) if watch.client_owes() || watch.frames() != frames_seen => {
+                        frames_seen = watch.frames();
+                    }
+                    _ => return Err(Lost::Final(Refusal::TimedOut)),
+                },
+            }
+        }
+    }
+}
+
+/// Whose fault it was that no response came.
+fn lost(error: &hyper::Error, watch: Option<&Arc<BodyWatch>>) -> Lost {
+    let source_is_io = || std::error::Error::source(error).is_some_and(|source| source.is::<io::Error>());
+    if watch.is_some_and(|watch| watch.client_stalled()) {
+        Lost::Final(Refusal::BodyTimedOut)
+    } else if watch.is_some_and(|watch| watch.client_broke()) {
+        Lost::Final(Refusal::BadBody)
+    } else if error.is_canceled() || error.is_closed() || error.is_incomplete_message() || source_is_io() {
+        Lost::Closed
+    } else {
+        tracing::info!(%error, "a container's response is not HTTP");
+        Lost::Final(Refusal::Broken)
+    }
+}
+
+/// A second copy of a request that may be sent twice and has nothing to stream.
+fn spare_of(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
+    if !request.body().is_end_stream() || !headers::is_idempotent(request.method()) {
+        return None;
+    }
+    let mut spare = Request::new(RequestBody::empty());
+    *spare.method_mut() = request.method().clone();
+    *spare.uri_mut() = request.uri().clone();
+    *spare.headers_mut() = request.headers().clone();
+    Some(spare)
+}
+
+/// A path, `*` for OPTIONS, or an absolute URI of the same host (RFC 9112 §3.2).
+fn target_is_good(method: &Method, uri: &Uri, host: &str) -> bool {
+    match (uri.scheme_str(), uri.authority()) {
+        (None, None) => uri.path().starts_with('/') || (uri.path() == "*" && method == Method::OPTIONS),
+        (Some("http" | "https"), Some(authority)) => authority.as_str().eq_ignore_ascii_case(host),
+        _ => false,
+    }
+}
+
+fn expects_continue(parts: &Parts) -> bool {
+    let value = parts.headers.get(header::EXPECT);
+    parts.version == Version::HTTP_11 && value.is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+}
+
+fn rewrite_head(parts: &mut Parts, has_body: bool, upgrade: Option<&HeaderValue>, origin: Origin<'_>) {
+    if parts.uri.scheme().is_some() {
+        parts.uri = parts.uri.path_and_query().cloned().map_or_else(|| Uri::from_static("/"), Uri::from);
+    }
+    let fields = &mut parts.headers;
+    let takes_trailers = headers::remove_hop_by_hop(fields);
+    if !has_body || parts.version != Version::HTTP_11 {
+        fields.remove(header::EXPECT);
+    }
+    parts.version = Version::HTTP_11;
+    // Without a length hyper would take a GET's body for none.
+    if has_body && !fields.contains_key(header::CONTENT_LENGTH) {
+        fields.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+    headers::set_forwarded(fields, origin);
+    if takes_trailers {
+        fields.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+    if let Some(value) = upgrade {
+        fields.insert(header::UPGRADE, value.clone());
+    }
+    let connection = match (upgrade.is_some(), takes_trailers) {
+        (true, true) => "upgrade, te",
+        (true, false) => "upgrade",
+        (false, true) => "te",
+        (false, false) => return,
+    };
+    fields.insert(header::CONNECTION, HeaderValue::from_static(connection));
+}
+
+/// The response as the client gets it.
+fn incoming(response: Response<Incoming>, lease: Lease, watch: Option<Arc<BodyWatch>>) -> Response<ResponseBody> {
+    let mut response = response.map(|body| ResponseBody::stream(body, lease, watch));
+    *response.version_mut() = Version::HTTP_11;
+    let status = response.status();
+    let fields = response.headers_mut();
+    // A 426 names what to upgrade to (RFC 9110 §15.5.22).
+    let needed = fields.get(header::UPGRADE).filter(|_| status == StatusCode::UPGRADE_REQUIRED).cloned();
+    let is_chunked = fields.contains_key(header::TRANSFER_ENCODING);
+    headers::remove_hop_by_hop(fields);
+    let has_no_body = matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    headers::settle_length(fields, is_chunked, has_no_body);
+    if let Some(value) = needed {
+        add_upgrade(fields, value);
+    }
+    response
+}
+
+/// The 101 as the client gets it, and the container's side of the switch.
+fn switching(mut response: Response<Incoming>, wanted: HeaderValue) -> (Response<ResponseBody>, OnUpgrade) {
+    let upstream = hyper::upgrade::on(&mut response);
+    let fields = response.headers_mut();
+    let value = fields.get(header::UPGRADE).cloned().unwrap_or(wanted);
+    headers::remove_hop_by_hop(fields);
+    fields.remove(header::CONTENT_LENGTH);
+    add_upgrade(fields, value);
+    (response.map(|_| ResponseBody::full(hyper::body::Bytes::new())), upstream)
+}
+
+fn add_upgrade(fields: &mut HeaderMap, value: HeaderValue) {
+    fields.insert(header::UPGRADE, value);
+    fields.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+}
+
+/// 128 random bits in hex.
+fn request_id() -> HeaderValue {
+    let mut text = [0; 32];
+    let random: [u8; 16] = rand::random();
+    // The text is twice the bytes, and hex is a good value: neither can fail.
+    let _ = hex::encode_to_slice(random, &mut text);
+    HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("0"))
+}

@@ -1,0 +1,251 @@
+//! What a proxy must change in a head on its way through. Pure.
+//!
+//! Hop-by-hop fields end here (RFC 9110 §7.6.1), the fields that say who asked are ours to write, since this is the
+//! edge, and what frames a message is derived from the parsed body, never copied from the other side.
+//!
+//! No `Via` is written: it tells a tenant nothing, and servers are known to switch compression off when they see it.
+
+use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddr};
+
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::{Method, Uri, Version};
+
+use super::host::Scheme;
+
+/// The id of a request, in our responses and towards the container.
+pub(super) static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+static PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+static HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// Bytes a head takes on the wire, without the status or request line's fixed parts.
+pub(super) fn head_bytes(uri: &Uri, headers: &HeaderMap) -> usize {
+    let target = uri.path_and_query().map_or(0, |p| p.as_str().len());
+    let fields: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len()).sum();
+    target + fields
+}
+
+/// The protocol a request asks to switch to, if we let it: HTTP/1.1, no body, and not `h2c`, in which requests
+/// would pass that we never see.
+pub(super) fn wanted_upgrade(version: Version, has_body: bool, headers: &HeaderMap) -> Option<HeaderValue> {
+    let value = headers.get(header::UPGRADE)?;
+    let is_h2c = |v: &HeaderValue| list_has(v, "h2c") || list_has(v, "h2");
+    let named = headers.get_all(header::CONNECTION).iter().any(|v| list_has(v, "upgrade"));
+    let single = headers.get_all(header::UPGRADE).iter().count() == 1;
+    (version == Version::HTTP_11 && !has_body && named && single && !is_h2c(value)).then(|| value.clone())
+}
+
+/// Whether a comma-separated list has this token, in any case.
+fn list_has(value: &HeaderValue, token: &str) -> bool {
+    let has = |text: &str| text.split(',').any(|item| item.trim().eq_ignore_ascii_case(token));
+    value.to_str().is_ok_and(has)
+}
+
+/// Removes what ends at this hop, and returns whether the sender takes trailers.
+pub(super) fn remove_hop_by_hop(headers: &mut HeaderMap) -> bool {
+    let takes_trailers = headers.get_all(header::TE).iter().any(|v| list_has(v, "trailers"));
+    if headers.contains_key(header::CONNECTION) {
+        let named: Vec<HeaderName> = headers
+            .get_all(header::CONNECTION)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|text| text.split(','))
+            .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
+            // Both are end to end whatever the sender says: without them the receiver routes or frames differently.
+            .filter(|name| name != header::HOST && name != header::CONTENT_LENGTH)
+            .collect();
+        named.iter().for_each(|name| while_removed(headers, name));
+        headers.remove(header::CONNECTION);
+    }
+    for name in [
+        &header::TE,
+        &header::TRANSFER_ENCODING,
+        &header::UPGRADE,
+        &header::PROXY_AUTHORIZATION,
+        &header::PROXY_AUTHENTICATE,
+        &KEEP_ALIVE,
+        &PROXY_CONNECTION,
+        &HTTP2_SETTINGS,
+    ] {
+        while_removed(headers, name);
+    }
+    takes_trailers
+}
+
+/// `remove` takes all values of a name; looking first is cheaper for the many names that are not there.
+fn while_removed(headers: &mut HeaderMap, name: &HeaderName) {
+    if headers.contains_key(name) {
+        headers.remove(name);
+    }
+}
+
+/// Whether a client-sent field claims who the client is. An underscore counts as a hyphen: many servers hand both to
+/// the application under one name.
+fn claims_origin(name: &str) -> bool {
+    let starts = |prefix: &str| {
+        name.len() >= prefix.len() && name.bytes().zip(prefix.bytes()).all(|(a, b)| a == b || (a == b'_' && b == b'-'))
+    };
+    starts("x-forwarded-") || name == "forwarded" || (starts("x-real-ip") && name.len() == "x-real-ip".len())
+}
+
+/// Who asked for what, as the container is told.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Origin<'a> {
+    pub peer: SocketAddr,
+    pub scheme: Scheme,
+    pub host: &'a HeaderValue,
+    pub request_id: &'a HeaderValue,
+}
+
+/// Writes the forwarding fields in place of any the client sent.
+pub(super) fn set_forwarded(headers: &mut HeaderMap, origin: Origin<'_>) {
+    let claimed: Vec<HeaderName> = headers.keys().filter(|name| claims_origin(name.as_str())).cloned().collect();
+    claimed.iter().for_each(|name| while_removed(headers, name));
+    let ip = origin.peer.ip().to_canonical();
+    let proto = origin.scheme.as_str();
+    let mut text = String::with_capacity(64 + origin.host.len());
+    // Writing to a String cannot fail.
+    let _ = write!(text, "{ip}");
+    insert(headers, &X_FORWARDED_FOR, &text);
+    text.clear();
+    let _ = match ip {
+        IpAddr::V4(ip) => write!(text, "for={ip}"),
+        IpAddr::V6(ip) => write!(text, "for=\"[{ip}]\""),
+    };
+    // The Host was parsed: it has no quote and no backslash.
+    let _ = write!(text, ";host=\"{}\";proto={proto}", origin.host.to_str().unwrap_or_default());
+    insert(headers, &header::FORWARDED, &text);
+    headers.insert(X_FORWARDED_PROTO.clone(), HeaderValue::from_static(proto));
+    headers.insert(X_FORWARDED_HOST.clone(), origin.host.clone());
+    headers.insert(REQUEST_ID.clone(), origin.request_id.clone());
+}
+
+fn insert(headers: &mut HeaderMap, name: &HeaderName, text: &str) {
+    // Digits, dots and a parsed host are always a good value.
+    if let Ok(value) = HeaderValue::from_str(text) {
+        headers.insert(name.clone(), value);
+    }
+}
+
+/// Whether a request may be sent twice: RFC 9110 §9.2.2.
+pub(super) fn is_idempotent(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE)
+}
+
+/// Frames a response's head for the client: the length is kept only where it is one number and the body agrees.
+///
+/// `is_chunked` says that the container sent a transfer coding, beside which a length means nothing.
+pub(super) fn settle_length(headers: &mut HeaderMap, is_chunked: bool, has_no_body_by_status: bool) {
+    if !headers.contains_key(header::CONTENT_LENGTH) {
+        return;
+    }
+    let mut values = headers.get_all(header::CONTENT_LENGTH).iter();
+    let first_is_number = values.next().is_some_and(|v| !v.is_empty() && v.as_bytes().iter().all(u8::is_ascii_digit));
+    if is_chunked || has_no_body_by_status || !first_is_number || values.next().is_some() {
+        headers.remove(header::CONTENT_LENGTH);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(fields: &[(&str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap());
+        }
+        headers
+    }
+
+    #[test]
+    fn fields_named_by_connection_end_here() {
+        let mut headers = map(&[
+            ("connection", "close, X-Secret"),
+            ("connection", "keep-alive, host, Content-Length"),
+            ("x-secret", "1"),
+            ("x-secret", "2"),
+            ("keep-alive", "timeout=5"),
+            ("proxy-connection", "keep-alive"),
+            ("te", "trailers, deflate"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "websocket"),
+            ("host", "a"),
+            ("content-length", "3"),
+            ("accept", "*/*"),
+        ]);
+        assert!(remove_hop_by_hop(&mut headers), "trailers were asked for");
+        let mut left: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["accept", "content-length", "host"]);
+    }
+
+    #[test]
+    fn what_the_client_claims_about_itself_is_replaced() {
+        let mut headers = map(&[
+            ("x-forwarded-for", "6.6.6.6"),
+            ("x_forwarded_for", "6.6.6.6"),
+            ("x-forwarded-server", "evil"),
+            ("x-real-ip", "6.6.6.6"),
+            ("forwarded", "for=6.6.6.6"),
+            ("x-forward", "kept"),
+            ("x-request-id", "theirs"),
+        ]);
+        let host = HeaderValue::from_static("acme.node1.localhost:8080");
+        let id = HeaderValue::from_static("ours");
+        let peer = "[::ffff:192.0.2.7]:4000".parse().unwrap();
+        set_forwarded(&mut headers, Origin { peer, scheme: Scheme::Http, host: &host, request_id: &id });
+        let get = |name: &str| headers.get(name).map(|v| v.to_str().unwrap());
+        assert_eq!(get("x-forwarded-for"), Some("192.0.2.7"));
+        assert_eq!(get("x-forwarded-proto"), Some("http"));
+        assert_eq!(get("x-forwarded-host"), Some("acme.node1.localhost:8080"));
+        assert_eq!(get("forwarded"), Some("for=192.0.2.7;host=\"acme.node1.localhost:8080\";proto=http"));
+        assert_eq!(get("x-request-id"), Some("ours"));
+        assert_eq!(get("x-forward"), Some("kept"));
+        for gone in ["x_forwarded_for", "x-forwarded-server", "x-real-ip"] {
+            assert_eq!(get(gone), None, "{gone}");
+        }
+    }
+
+    #[test]
+    fn an_ipv6_client_is_quoted() {
+        let mut headers = HeaderMap::new();
+        let (host, id) = (HeaderValue::from_static("h"), HeaderValue::from_static("i"));
+        let peer = "[2001:db8::1]:1".parse().unwrap();
+        set_forwarded(&mut headers, Origin { peer, scheme: Scheme::Https, host: &host, request_id: &id });
+        assert_eq!(headers["forwarded"], "for=\"[2001:db8::1]\";host=\"h\";proto=https");
+        assert_eq!(headers["x-forwarded-for"], "2001:db8::1");
+    }
+
+    #[test]
+    fn only_a_plain_upgrade_of_http_1_1_is_let_through() {
+        let good = map(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")]);
+        assert_eq!(wanted_upgrade(Version::HTTP_11, false, &good).unwrap(), "websocket");
+        assert!(wanted_upgrade(Version::HTTP_10, false, &good).is_none());
+        assert!(wanted_upgrade(Version::HTTP_11, true, &good).is_none());
+        for (connection, upgrade) in [("keep-alive", "websocket"), ("upgrade", "h2c"), ("upgrade", "websocket, H2C")] {
+            let headers = map(&[("connection", connection), ("upgrade", upgrade)]);
+            assert!(wanted_upgrade(Version::HTTP_11, false, &headers).is_none(), "{connection} {upgrade}");
+        }
+    }
+
+    #[test]
+    fn a_length_stays_only_where_it_is_one_number() {
+        for (fields, chunked, kept) in [
+            (vec![("content-length", "5")], false, true),
+            (vec![("content-length", "5")], true, false),
+            (vec![("content-length", "5"), ("content-length", "5")], false, false),
+            (vec![("content-length", "5, 5")], false, false),
+            (vec![("content-length", "+5")], false, false),
+        ] {
+            let mut headers = map(&fields);
+            settle_length(&mut headers, chunked, false);
+            assert_eq!(headers.contains_key("content-length"), kept, "{fields:?} {chunked}");
+        }
+    }
+}
