@@ -163,19 +163,19 @@ pub(super) struct Exchange {
 
 impl Exchange {
     pub(super) fn begin(conn: Arc<ConnState>, open: Open) -> Self {
-        conn.in_exchange.store(true, Ordering::Release);
+        conn.begin_exchange();
         Self { conn, _open: open }
     }
 
     /// The request's body will not be read to its end.
     pub(super) fn leave_body_unread(&self) {
-        self.conn.must_linger.store(true, Ordering::Release);
+        self.conn.linger();
     }
 }
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        self.conn.in_exchange.store(false, Ordering::Release);
+        self.conn.end_exchange();
     }
 }
 

@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use futures_util::task::AtomicWaker;
 use hyper::rt::{Read, ReadBuf, ReadBufCursor, Write};
 use tokio::time::{Instant, Sleep};
 
@@ -69,9 +70,28 @@ impl Deadline {
 #[derive(Debug, Default)]
 pub(super) struct ConnState {
     /// A request was read and its response is not finished.
-    pub(super) in_exchange: AtomicBool,
+    in_exchange: AtomicBool,
     /// A request's body was left unread: closing at once would reset the connection and lose the answer.
-    pub(super) must_linger: AtomicBool,
+    must_linger: AtomicBool,
+    /// The connection's task, when it waits within an exchange.
+    waker: AtomicWaker,
+}
+
+impl ConnState {
+    pub(super) fn begin_exchange(&self) {
+        self.in_exchange.store(true, Ordering::Release);
+    }
+
+    /// Wakes the connection's task: hyper does not look at the stream again after a response, and the idle time
+    /// must begin.
+    pub(super) fn end_exchange(&self) {
+        self.in_exchange.store(false, Ordering::Release);
+        self.waker.wake();
+    }
+
+    pub(super) fn linger(&self) {
+        self.must_linger.store(true, Ordering::Release);
+    }
 }
 
 /// The bounds of [`ClientIo`].
@@ -115,6 +135,8 @@ impl<S> ClientIo<S> {
     }
 
     fn watch_read(&mut self, got_bytes: bool, cx: &mut Context<'_>) -> Poll<io::Error> {
+        // Registered before the look, so that an end in between is not missed.
+        self.state.waker.register(cx.waker());
         if self.state.in_exchange.load(Ordering::Acquire) {
             self.phase = Phase::Busy;
             self.read_by.clear();

@@ -170,7 +170,8 @@ async fn an_idle_client_is_let_go() {
     ask(&mut client).await;
     let began = std::time::Instant::now();
     assert_eq!(client.rest().await, "");
-    assert!(began.elapsed() >= ms(200), "not at once: {:?}", began.elapsed());
+    let idle_for = began.elapsed();
+    assert!((ms(200)..ms(5_000)).contains(&idle_for), "{idle_for:?}");
     bed.end().await;
 }
 
