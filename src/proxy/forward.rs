@@ -19,7 +19,6 @@ use tokio::time::timeout;
 
 use super::body::{Answer, BodyWatch, Exchange, RequestBody, ResponseBody};
 use super::headers::{self, Origin, REQUEST_ID};
-use super::host::{HostError, Route};
 use super::io::ConnState;
 use super::pool::{Connection, Lease};
 use super::refusal::{Refusal, wants_html};
@@ -27,6 +26,7 @@ use super::server::Tasks;
 use super::stats::Open;
 use super::tunnel::Tunnel;
 use super::{Proxy, Resolution, Upstream};
+use crate::domain::host::{HostError, Route};
 
 /// hyper's smallest buffer.
 const BUFFER_BYTES_MIN: usize = 8 * 1024;

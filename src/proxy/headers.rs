@@ -11,7 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Uri, Version};
 
-use super::host::Scheme;
+use crate::domain::host::Scheme;
 
 /// The id of a request, in our responses and towards the container.
 pub(super) static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

@@ -25,7 +25,6 @@
 mod body;
 mod forward;
 mod headers;
-pub mod host;
 mod io;
 mod pool;
 mod refusal;
@@ -46,7 +45,7 @@ use tokio::sync::Semaphore;
 
 use crate::domain::ContainerId;
 
-pub use host::{Alias, AliasError, HostError, HostNames, HostNamesError, Route, Scheme};
+pub use crate::domain::host::{Alias, AliasError, HostError, HostNames, HostNamesError, Route, Scheme};
 pub use stats::Stats;
 
 /// Where a request goes: one start of one container.
