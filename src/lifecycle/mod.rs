@@ -28,6 +28,7 @@ mod ready;
 mod recover;
 mod requests;
 mod service;
+mod strays;
 mod supervisor;
 #[cfg(test)]
 mod tests;
@@ -35,4 +36,7 @@ mod worker;
 
 pub use error::{DriverError, Error, What};
 pub use requests::*;
+pub use execute::Drivers;
+pub use recover::Report;
 pub use service::Service;
+pub use strays::Stray;

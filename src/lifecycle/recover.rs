@@ -4,17 +4,19 @@
 //! the drivers see (what there is). The decision for each container is pure ([`decide`]); whatever belongs to nobody after
 //! that is swept.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
 use tokio::sync::oneshot;
 
-use super::error::{DriverError, Error};
+use super::error::Error;
 use super::execute::Target;
 use super::ledger::Change;
 use super::plan::{Plan, Remove};
+use super::strays::{self, Stray};
 use super::supervisor::{STARTS_AT_ONCE_MAX, Shared};
+use super::requests::STOP_GRACE_S_DEFAULT;
 use super::worker::Command;
 use crate::domain::policy::Policy;
 use crate::domain::receipt::Erasure;
@@ -34,8 +36,8 @@ pub struct Report {
     pub starting: usize,
     /// Objects that belonged to nobody and were removed.
     pub swept: usize,
-    /// Folders with a manifest and no record: left alone, for the operator to decide.
-    pub orphans: Vec<ContainerId>,
+    /// Data without a record: left alone, for the operator to decide.
+    pub orphans: usize,
 }
 
 /// What is to be done about one container.
@@ -99,9 +101,13 @@ pub async fn recover(shared: &Arc<Shared>) -> Result<Report, Error> {
             report.undone += 1;
         }
     }
-    sweep(shared, &mut report).await;
+    sweep(shared, &mut report).await?;
     for (container, _) in &adopted {
         shared.send(container.id, Command::Adopt)?;
+        if container.desired == Desired::Stopped {
+            let grace = std::time::Duration::from_secs(STOP_GRACE_S_DEFAULT);
+            shared.send(container.id, Command::Verb { verb: Verb::Stop, grace, reply: oneshot::channel().0 })?;
+        }
     }
     report.erasing = erase.len();
     for id in erase {
@@ -188,62 +194,24 @@ async fn load_rules(shared: &Shared, adopted: &[(Arc<Container>, Init)]) -> Resu
     shared.executor.drivers().firewall.load(&tenants).await.map_err(Error::driver)
 }
 
-/// Removes objects of ours that belong to no container that runs.
-async fn sweep(shared: &Shared, report: &mut Report) {
-    let running: Vec<_> =
-        shared.ledger.directory().containers().into_iter().filter(|one| one.phase.init().is_some()).collect();
-    let ids: BTreeSet<ContainerId> = running.iter().map(|one| one.id).collect();
-    let slots: BTreeSet<Slot> = running.iter().map(|one| one.slot).collect();
-    let drivers = shared.executor.drivers();
-
-    let cgroups = stray(drivers.cgroups.list().await, &ids);
-    for id in cgroups {
-        swept(report, "cgroup", id, drivers.cgroups.remove(id).await);
-    }
-    for slot in stray(drivers.links.list().await, &slots) {
-        swept(report, "link", slot, drivers.links.detach(slot).await);
-    }
-    for id in stray(drivers.runtime.list().await, &ids) {
-        swept(report, "runtime state", id, drivers.runtime.remove(id).await);
-    }
-    for slot in stray(drivers.firewall.list().await, &slots) {
-        swept(report, "firewall chains", slot, drivers.firewall.remove(slot).await);
-    }
-    let known: BTreeSet<ContainerId> = shared.ledger.directory().containers().iter().map(|one| one.id).collect();
-    for id in stray(drivers.folders.list().await, &known) {
-        // A manifest without a record: the store may be older than the pool. That is for the operator to decide.
-        if has_manifest(shared, id).await.unwrap_or(true) {
-            tracing::warn!(container = %id, "a container's data has no record; it is left alone");
-            report.orphans.push(id);
-            continue;
-        }
-        swept(report, "rootfs", id, drivers.pool.delete(&shared.executor.layout().pool.rootfs(id)).await.map(drop));
-        swept(report, "folders", id, drivers.folders.remove(id).await);
-    }
-}
-
-fn stray<T: Ord, E: Into<DriverError>>(found: Result<Vec<T>, E>, wanted: &BTreeSet<T>) -> Vec<T> {
-    match found {
-        Ok(found) => found.into_iter().filter(|one| !wanted.contains(one)).collect(),
-        Err(error) => {
-            let error = error.into();
-            tracing::error!(error = &error as &dyn std::error::Error, "what is left cannot be listed");
-            Vec::new()
+/// Removes objects of ours that belong to nobody.
+async fn sweep(shared: &Shared, report: &mut Report) -> Result<(), Error> {
+    for stray in strays::find(shared).await? {
+        match strays::remove(shared, stray).await {
+            Ok(()) if matches!(stray, Stray::Orphan(_)) => {
+                tracing::warn!(%stray, "is left alone");
+                report.orphans += 1;
+            }
+            Ok(()) => {
+                tracing::warn!(%stray, "a leak is removed");
+                report.swept += 1;
+            }
+            Err(error) => {
+                tracing::error!(%stray, error = &error as &dyn std::error::Error, "a leak cannot be removed");
+            }
         }
     }
-}
-
-fn swept<E: Into<DriverError>>(report: &mut Report, what: &str, whose: impl std::fmt::Display, result: Result<(), E>) {
-    match result {
-        Ok(()) => {
-            tracing::warn!(%whose, "a leaked {what} is removed");
-            report.swept += 1;
-        }
-        Err(error) => {
-            let error = error.into();
-            tracing::error!(%whose, error = &error as &dyn std::error::Error, "a leaked {what} cannot be removed");
-        }
-    }
+    Ok(())
 }
 
 /// Starts what should run and does not, a bounded number at once, behind the caller's back; how many those are.

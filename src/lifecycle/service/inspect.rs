@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::super::error::Error;
 use super::super::requests::{DiskUse, Stats};
+use super::super::strays::{self, Stray};
 use super::Service;
 use crate::domain::container::Transition;
 use crate::domain::{Bytes, ContainerId, Phase};
@@ -78,6 +79,24 @@ impl Service {
     pub async fn log_tail(&self, id: ContainerId, max: Bytes) -> Result<Vec<u8>, Error> {
         self.container(id)?;
         self.drivers().folders.log_tail(id, max).await.map_err(Error::driver)
+    }
+
+    /// Objects of this instance that nobody owns: a fault of ours, or what a crash left since the start.
+    ///
+    /// # Errors
+    /// A driver cannot list what there is.
+    pub async fn strays(&self) -> Result<Vec<Stray>, Error> {
+        strays::find(&self.inner.shared).await
+    }
+
+    /// Cuts the logs of running containers that have grown beyond their bound.
+    pub async fn trim_logs(&self) {
+        for container in self.containers().into_iter().filter(|one| one.phase.init().is_some()) {
+            if let Err(error) = self.drivers().folders.trim_log(container.id).await {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(container = %container.id, error, "a log cannot be cut");
+            }
+        }
     }
 
     /// Runs a command inside, as init would.

@@ -4,6 +4,7 @@
 //! The rootfs belongs to the tenant, who may have put a link anywhere in it: what we write there goes through
 //! descriptors that never leave it.
 
+mod disk;
 mod layout;
 
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use async_trait::async_trait;
 
 use crate::domain::{Bytes, ContainerId};
 
+pub use disk::{DiskFolders, LOG_BYTES_MAX};
 pub use layout::Layout;
 
 /// What makes a copy its own: written into a rootfs before its first start.
@@ -40,6 +42,9 @@ pub enum FolderError {
         #[source]
         source: std::io::Error,
     },
+    /// The OCI bundle cannot be rendered or written.
+    #[error("the bundle cannot be made")]
+    Bundle(#[source] Box<crate::sys::oci::OciError>),
     /// A fault put there by a test.
     #[error("injected fault at {0}")]
     Injected(&'static str),

@@ -1,0 +1,192 @@
+//! The folders on the disk.
+
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::{FolderError, Folders, Identity, Layout};
+use crate::domain::{Bytes, ContainerId};
+use crate::sys::image::identity;
+use crate::sys::oci::{self, BundleSpec};
+
+/// A console log is cut when it is longer than this.
+pub const LOG_BYTES_MAX: Bytes = Bytes::mib(4);
+/// What of it is kept, in the file beside it.
+const LOG_BYTES_KEPT: Bytes = Bytes::mib(2);
+
+/// The folders of one instance.
+#[derive(Debug, Clone)]
+pub struct DiskFolders {
+    layout: Arc<Layout>,
+}
+
+impl DiskFolders {
+    /// Makes the folders that all containers share.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn open(layout: Layout) -> Result<Self, FolderError> {
+        for folder in [layout.bundles(), layout.uploads(), layout.cache()] {
+            make_private(&folder).map_err(failed("make the folder", &folder))?;
+        }
+        let root = layout.pool.root().to_owned();
+        layout.pool.make_pool_folders().map_err(failed("make the folders of", &root))?;
+        Ok(Self { layout: Arc::new(layout) })
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Layout) -> Result<T, FolderError> + Send + 'static,
+    ) -> Result<T, FolderError> {
+        let layout = self.layout.clone();
+        let done = tokio::task::spawn_blocking(move || work(&layout)).await;
+        done.unwrap_or_else(|join| {
+            Err(FolderError::Io { action: "work on", path: PathBuf::new(), source: io::Error::other(join) })
+        })
+    }
+}
+
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FolderError {
+    let path = path.to_owned();
+    move |source| FolderError::Io { action, path, source }
+}
+
+fn make_private(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// Whole or not at all; only root may read it.
+fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let fresh = path.with_extension("new");
+    let mut file = std::fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&fresh)?;
+    file.write_all(bytes)?;
+    std::fs::rename(&fresh, path)
+}
+
+fn gone_is_fine(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+/// The last `max` bytes of a file; none where there is no file.
+fn tail(path: &Path, max: u64) -> io::Result<Vec<u8>> {
+    let mut file = match std::fs::File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let length = file.seek(SeekFrom::End(0))?;
+    file.seek(SeekFrom::Start(length.saturating_sub(max)))?;
+    let mut bytes = Vec::new();
+    file.take(max).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// The log stays the same file: init holds it open for appending. What is written between the copy and the cut is lost,
+/// which is what a bound on a log costs.
+fn trim(layout: &Layout, id: ContainerId) -> io::Result<()> {
+    let log = layout.log(id);
+    match std::fs::metadata(&log) {
+        Ok(found) if found.len() > LOG_BYTES_MAX.0 => {}
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => return Ok(()),
+    }
+    write_whole(&layout.old_log(id), &tail(&log, LOG_BYTES_KEPT.0)?)?;
+    std::fs::OpenOptions::new().write(true).open(&log)?.set_len(0)
+}
+
+#[async_trait]
+impl Folders for DiskFolders {
+    async fn make(&self, id: ContainerId) -> Result<(), FolderError> {
+        self.blocking(move |layout| {
+            let path = layout.pool.container(id);
+            layout.pool.make_container_folders(id).map_err(failed("make the folders in", &path))?;
+            let bundle = layout.bundle(id);
+            make_private(&bundle).map_err(failed("make the folder", &bundle))
+        })
+        .await
+    }
+
+    async fn personalise(&self, id: ContainerId, identity: &Identity) -> Result<(), FolderError> {
+        let identity = identity.clone();
+        self.blocking(move |layout| {
+            let rootfs = layout.pool.rootfs(id);
+            identity::reset(&rootfs, &identity).map_err(failed("give an identity to", &rootfs))
+        })
+        .await
+    }
+
+    async fn write_manifest(&self, id: ContainerId, json: &[u8]) -> Result<(), FolderError> {
+        let json = json.to_owned();
+        self.blocking(move |layout| {
+            let path = layout.pool.manifest(id);
+            write_whole(&path, &json).map_err(failed("write", &path))
+        })
+        .await
+    }
+
+    async fn has_manifest(&self, id: ContainerId) -> Result<bool, FolderError> {
+        let path = self.layout.pool.manifest(id);
+        tokio::fs::try_exists(&path).await.map_err(failed("look for", &path))
+    }
+
+    async fn write_bundle(&self, id: ContainerId, spec: &BundleSpec<'_>) -> Result<(), FolderError> {
+        let bundle = self.layout.bundle(id);
+        // A few kilobytes on a local disk: not worth a thread of its own.
+        make_private(&bundle).map_err(failed("make the folder", &bundle))?;
+        oci::write_bundle(&bundle, spec).map_err(|error| FolderError::Bundle(Box::new(error)))?;
+        Ok(())
+    }
+
+    async fn log_tail(&self, id: ContainerId, max: Bytes) -> Result<Vec<u8>, FolderError> {
+        self.blocking(move |layout| {
+            let log = layout.log(id);
+            let mut end = tail(&log, max.0).map_err(failed("read", &log))?;
+            let missing = max.0.saturating_sub(end.len() as u64);
+            if missing > 0 {
+                let old = layout.old_log(id);
+                let mut before = tail(&old, missing).map_err(failed("read", &old))?;
+                before.append(&mut end);
+                end = before;
+            }
+            Ok(end)
+        })
+        .await
+    }
+
+    async fn trim_log(&self, id: ContainerId) -> Result<(), FolderError> {
+        self.blocking(move |layout| trim(layout, id).map_err(failed("cut", &layout.log(id)))).await
+    }
+
+    async fn remove(&self, id: ContainerId) -> Result<(), FolderError> {
+        self.blocking(move |layout| {
+            for path in [layout.bundle(id), layout.pool.container(id)] {
+                gone_is_fine(std::fs::remove_dir_all(&path)).map_err(failed("remove", &path))?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn list(&self) -> Result<Vec<ContainerId>, FolderError> {
+        self.blocking(|layout| {
+            let root = layout.pool.containers();
+            let mut ids = layout.pool.list_containers().map_err(failed("list", &root))?;
+            let bundles = layout.bundles();
+            for entry in std::fs::read_dir(&bundles).map_err(failed("list", &bundles))? {
+                let name = entry.map_err(failed("list", &bundles))?.file_name();
+                ids.extend(name.to_str().and_then(|name| name.parse::<ContainerId>().ok()));
+            }
+            ids.sort_unstable();
+            ids.dedup();
+            Ok(ids)
+        })
+        .await
+    }
+}
