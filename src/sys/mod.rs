@@ -10,6 +10,7 @@ pub mod cgroup;
 pub mod fake;
 pub mod folders;
 pub mod host;
+pub mod image;
 pub mod netlink;
 pub mod nft;
 pub mod oci;
