@@ -4,5 +4,6 @@
 
 mod cgroup;
 mod network;
+mod runtime;
 mod skips;
 mod support;

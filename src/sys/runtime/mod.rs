@@ -10,6 +10,12 @@
 //!
 //! A helper whose daemon goes away (end of its standard input) undoes what it made and exits.
 
+mod client;
+mod files;
+pub mod helper;
+pub mod process;
+mod wire;
+
 use std::path::PathBuf;
 
 use async_trait::async_trait;
@@ -17,6 +23,8 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::domain::process::{Exit, Init};
 use crate::domain::{Bytes, ContainerId, EnvVars};
+
+pub use client::{HelperRuntime, become_subreaper};
 
 /// Files a start needs; all absolute.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,0 +1,84 @@
+//! What a killed helper leaves to its subreaper: processes that never got to execve.
+//!
+//! They are known by their name, which they have from their helper or from libcontainer until they execute something,
+//! and by being our children without being in the register. Children are the process's, not a runtime's, and so is
+//! the register.
+
+use std::collections::HashSet;
+use std::fs;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::super::helper;
+use super::super::process::{self, Reaped, Stat};
+
+/// How long killed orphans may take to die before they are left for the next time.
+const END_POLLS_MAX: u32 = 200;
+const END_POLL_MS: u64 = 5;
+
+/// Helpers and the inits they report: children, or children to be, with somebody who waits for them.
+static REGISTER: Mutex<Option<HashSet<i32>>> = Mutex::new(None);
+
+/// A registered pid; dropping it takes it out.
+#[derive(Debug)]
+pub struct Registered(i32);
+
+impl Registered {
+    /// Notes that somebody waits for this process.
+    pub fn new(pid: i32) -> Self {
+        register().get_or_insert_default().insert(pid);
+        Self(pid)
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        if let Some(pids) = register().as_mut() {
+            pids.remove(&self.0);
+        }
+    }
+}
+
+fn register() -> MutexGuard<'static, Option<HashSet<i32>>> {
+    REGISTER.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Kills and reaps every orphan.
+pub async fn end() {
+    for _ in 0..END_POLLS_MAX {
+        let orphans = find();
+        if orphans.is_empty() {
+            return;
+        }
+        for pid in orphans {
+            // Our own unreaped child: the pid is its.
+            let Ok(handle) = process::open_child(pid) else { continue };
+            if process::reap(&handle) == Reaped::Running {
+                let _ = process::send(&handle, libc::SIGKILL);
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(END_POLL_MS)).await;
+    }
+    tracing::warn!("processes of a killed runtime helper do not die");
+}
+
+fn find() -> Vec<i32> {
+    let me = std::process::id() as i32;
+    let known = register().clone().unwrap_or_default();
+    let orphan =
+        |pid: &i32| !known.contains(pid) && Stat::of(*pid).is_some_and(|stat| stat.parent == me && is_ours(&stat.comm));
+    children().into_iter().filter(orphan).collect()
+}
+
+fn is_ours(comm: &str) -> bool {
+    helper::NAME.to_str() == Ok(comm) || comm.starts_with(helper::LIBCONTAINER_NAMES)
+}
+
+/// Our children, by thread as the kernel lists them.
+fn children() -> Vec<i32> {
+    let threads = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let lists = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+    lists
+        .flat_map(|list| list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<i32>>())
+        .collect()
+}

@@ -1,0 +1,230 @@
+//! One conversation with one helper.
+
+use std::io;
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+
+use super::orphans::{self, Registered};
+use super::statuses::Statuses;
+use super::{EXIT_WAIT_MS_MAX, failed};
+use crate::domain::ContainerId;
+use crate::sys::runtime::wire::{ExecCommand, ExecReport, LINE_BYTES_MAX, Places};
+use crate::sys::runtime::{ExecOutcome, ExecRequest, Init, RuntimeError, process};
+
+/// What an exec may take beyond the command's own time.
+const EXEC_WAIT_MS_MORE: u64 = 20_000;
+
+/// A helper, and both ends of the conversation with it. Dropped, it is killed.
+#[derive(Debug)]
+pub struct Session {
+    id: ContainerId,
+    child: Child,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+    init: Option<(Init, Registered)>,
+    // Last: forgotten when the helper is killed.
+    _registered: Registered,
+}
+
+impl Session {
+    /// Starts a helper.
+    pub fn spawn(id: ContainerId, helper: &Path, verb: &str) -> Result<Self, RuntimeError> {
+        let failed = |source| RuntimeError::Helper { action: "start", id, source };
+        let mut child = Command::new(helper)
+            .arg0("tenantry")
+            .args(["runtime", verb])
+            .current_dir("/")
+            .env_clear()
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(failed)?;
+        let gone = || failed(io::ErrorKind::BrokenPipe.into());
+        let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).ok_or_else(gone)?;
+        let (stdin, stdout) = (child.stdin.take().ok_or_else(gone)?, child.stdout.take().ok_or_else(gone)?);
+        let _registered = Registered::new(pid);
+        Ok(Self { id, child, stdin, stdout: BufReader::new(stdout), init: None, _registered })
+    }
+
+    /// Notes the init that the helper has made.
+    pub fn set_init(&mut self, init: Init) {
+        self.init = Some((init, Registered::new(init.pid)));
+    }
+
+    /// The init that the helper has made.
+    pub fn init(&self) -> Option<Init> {
+        self.init.as_ref().map(|(init, _)| *init)
+    }
+
+    /// One request and its answer. The helper is killed if it does not answer in time, and when this is dropped.
+    pub async fn ask<Q: Serialize, A: DeserializeOwned>(
+        &mut self,
+        request: &Q,
+        step: &'static str,
+        wait_ms_max: u64,
+    ) -> Result<A, RuntimeError> {
+        let conversation = async {
+            self.send(request, &[]).await?;
+            receive(&mut self.stdout).await
+        };
+        match tokio::time::timeout(Duration::from_millis(wait_ms_max), conversation).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(source)) => {
+                let ended = self.end().await;
+                Err(RuntimeError::Helper { action: "speak to", id: self.id, source: with_status(source, ended) })
+            }
+            Err(_) => {
+                self.end().await;
+                Err(RuntimeError::Timeout { id: self.id, step, waited_ms: wait_ms_max })
+            }
+        }
+    }
+
+    async fn send(&mut self, request: &impl Serialize, payload: &[u8]) -> io::Result<()> {
+        let mut line = serde_json::to_vec(request)?;
+        line.push(b'\n');
+        self.stdin.write_all(&line).await?;
+        self.stdin.write_all(payload).await
+    }
+
+    /// The helper has said its last word: waits for its end.
+    pub async fn finish(mut self, step: &'static str, wait_ms_max: u64) -> Result<(), RuntimeError> {
+        match tokio::time::timeout(Duration::from_millis(wait_ms_max), self.child.wait()).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(source)) => Err(RuntimeError::Helper { action: "wait for", id: self.id, source }),
+            Err(_) => {
+                self.end().await;
+                Err(RuntimeError::Timeout { id: self.id, step, waited_ms: wait_ms_max })
+            }
+        }
+    }
+
+    /// The helper has failed and is undoing: waits for its end, and gives the error that it failed with.
+    pub async fn lost(self, error: RuntimeError) -> RuntimeError {
+        let id = self.id;
+        if let Err(also) = self.finish("undo", EXIT_WAIT_MS_MAX).await {
+            tracing::warn!(container = %id, error = &also as &dyn std::error::Error, "a failed runtime helper did not end");
+        }
+        error
+    }
+
+    /// Kills the helper and waits until it is gone.
+    pub async fn kill(mut self) {
+        self.end().await;
+    }
+
+    async fn end(&mut self) -> Option<ExitStatus> {
+        // A helper that has ended cannot be killed, which is as well; SIGKILL is not refused otherwise.
+        let _ = self.child.start_kill();
+        let status = self.child.wait().await.ok();
+        drop(self.init.take());
+        orphans::end().await;
+        status
+    }
+}
+
+fn with_status(source: io::Error, status: Option<ExitStatus>) -> io::Error {
+    match status {
+        Some(status) => io::Error::new(source.kind(), format!("{source} (it ended: {status})")),
+        None => source,
+    }
+}
+
+async fn receive<A: DeserializeOwned>(from: &mut BufReader<ChildStdout>) -> io::Result<A> {
+    let mut line = Vec::new();
+    from.take(LINE_BYTES_MAX).read_until(b'\n', &mut line).await?;
+    if line.last() != Some(&b'\n') {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    serde_json::from_slice(&line).map_err(io::Error::from)
+}
+
+/// Runs one command in one helper.
+pub async fn exec(
+    id: ContainerId,
+    helper: &Path,
+    places: Places,
+    init: Init,
+    request: &ExecRequest,
+) -> Result<ExecOutcome, RuntimeError> {
+    let command = ExecCommand {
+        id,
+        places,
+        init,
+        command: request.command.clone(),
+        env: request.env.iter().map(|(key, value)| (key.as_str().to_owned(), value.clone())).collect(),
+        cwd: request.cwd.clone(),
+        stdin_bytes: request.stdin.len() as u64,
+        timeout_ms: request.timeout_ms,
+        output_bytes_max: request.output_max.0,
+    };
+    let mut session = Session::spawn(id, helper, "exec")?;
+    let wait_ms_max = request.timeout_ms.saturating_add(EXEC_WAIT_MS_MORE);
+    let conversation = converse(&mut session, &command, &request.stdin);
+    let answer = tokio::time::timeout(Duration::from_millis(wait_ms_max), conversation).await;
+    match answer {
+        Ok(Ok(outcome)) => {
+            session.finish("end", EXIT_WAIT_MS_MAX).await?;
+            outcome.map_err(|failure| failed(id, failure))
+        }
+        Ok(Err(source)) => {
+            let source = with_status(source, session.give_up().await);
+            Err(RuntimeError::Helper { action: "speak to", id, source })
+        }
+        Err(_) => {
+            session.give_up().await;
+            Err(RuntimeError::Timeout { id, step: "exec", waited_ms: wait_ms_max })
+        }
+    }
+}
+
+type Outcome = Result<ExecOutcome, crate::sys::runtime::wire::Failure>;
+
+async fn converse(session: &mut Session, command: &ExecCommand, stdin: &[u8]) -> io::Result<Outcome> {
+    session.send(command, stdin).await?;
+    let mut report = receive(&mut session.stdout).await?;
+    if let ExecReport::Running(process) = report {
+        session.set_init(process);
+        report = receive(&mut session.stdout).await?;
+    }
+    let (exit, timed_out, truncated, lengths) = match report {
+        ExecReport::Ended { exit, timed_out, stdout_bytes, stderr_bytes, truncated } => {
+            (exit, timed_out, truncated, [stdout_bytes, stderr_bytes])
+        }
+        ExecReport::Failed(failure) => return Ok(Err(failure)),
+        ExecReport::Running(_) => return Err(io::ErrorKind::InvalidData.into()),
+    };
+    let mut streams = [Vec::new(), Vec::new()];
+    for (stream, length) in streams.iter_mut().zip(lengths) {
+        let length = length.min(command.output_bytes_max);
+        (&mut session.stdout).take(length).read_to_end(stream).await?;
+    }
+    let [stdout, stderr] = streams;
+    Ok(Ok(ExecOutcome { exit, timed_out, stdout, stderr, truncated }))
+}
+
+impl Session {
+    /// Kills an exec's helper, and reaps the command, which dies with it and is ours then.
+    async fn give_up(&mut self) -> Option<ExitStatus> {
+        let command = self.init();
+        let status = self.end().await;
+        if let Some(command) = command {
+            if let Ok(Some(handle)) = process::open(command) {
+                let _ = process::send(&handle, libc::SIGKILL);
+            }
+            let statuses = Statuses::default();
+            let ended = statuses.wait(command);
+            if tokio::time::timeout(Duration::from_millis(EXIT_WAIT_MS_MAX), ended).await.is_err() {
+                tracing::warn!(container = %self.id, pid = command.pid, "a killed command does not die");
+            }
+        }
+        status
+    }
+}
