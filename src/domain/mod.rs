@@ -22,7 +22,7 @@ pub mod token;
 pub use container::{Container, Settings, SettingsPatch};
 pub use env::{EnvError, EnvKey, EnvVars};
 pub use id::{ContainerId, ImageId, OperationId, ProjectId, ReceiptId, TokenId};
-pub use image::{Image, ImageConfig};
+pub use image::{Image, ImageConfig, UserIds};
 pub use limits::Limits;
 pub use name::{ContainerName, Instance, NameError};
 pub use phase::{Desired, Phase, Status, StopReason, Verb};

@@ -1,11 +1,10 @@
 //! From a record to what is written for it: bundle, manifest, identity. Pure.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 use super::execute::Subject;
-use crate::domain::{Container, Secret, slot};
+use crate::domain::{Container, Secret};
 use crate::sys::folders::{Identity, Layout};
 use crate::sys::oci::BundleSpec;
 
@@ -71,7 +70,6 @@ fn host_name(container: &Container) -> String {
 pub fn identity(container: &Container) -> Identity {
     Identity {
         hostname: host_name(container),
-        nameservers: vec![IpAddr::V4(slot::GATEWAY)],
         ssh_public_key: container.settings.ssh_public_key.clone(),
     }
 }

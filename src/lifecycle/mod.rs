@@ -35,8 +35,8 @@ mod tests;
 mod worker;
 
 pub use error::{DriverError, Error, What};
-pub use requests::*;
 pub use execute::Drivers;
 pub use recover::Report;
+pub use requests::*;
 pub use service::Service;
 pub use strays::Stray;

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 
 use super::{FolderError, Folders, Identity, Layout};
 use crate::domain::{Bytes, ContainerId};
-use crate::sys::image::identity;
+use crate::sys::image::{reset_identity, write_inside};
 use crate::sys::oci::{self, BundleSpec};
 
 /// A console log is cut when it is longer than this.
@@ -101,6 +101,17 @@ fn trim(layout: &Layout, id: ContainerId) -> io::Result<()> {
     std::fs::OpenOptions::new().write(true).open(&log)?.set_len(0)
 }
 
+fn personalise(rootfs: &Path, identity: &Identity) -> Result<(), FolderError> {
+    reset_identity(rootfs, &identity.hostname)
+        .map_err(|(path, source)| failed("give an identity to", &rootfs.join(path))(source))?;
+    if let Some(key) = &identity.ssh_public_key {
+        let path = Path::new("root/.ssh/authorized_keys");
+        let text = format!("{key}\n");
+        write_inside(rootfs, path, text.as_bytes(), 0o600).map_err(failed("write", &rootfs.join(path)))?;
+    }
+    Ok(())
+}
+
 #[async_trait]
 impl Folders for DiskFolders {
     async fn make(&self, id: ContainerId) -> Result<(), FolderError> {
@@ -117,7 +128,7 @@ impl Folders for DiskFolders {
         let identity = identity.clone();
         self.blocking(move |layout| {
             let rootfs = layout.pool.rootfs(id);
-            identity::reset(&rootfs, &identity).map_err(failed("give an identity to", &rootfs))
+            personalise(&rootfs, &identity)
         })
         .await
     }

@@ -21,8 +21,6 @@ pub use layout::Layout;
 pub struct Identity {
     /// The host name.
     pub hostname: String,
-    /// Name servers for `/etc/resolv.conf`.
-    pub nameservers: Vec<std::net::IpAddr>,
     /// Put into root's `authorized_keys`.
     pub ssh_public_key: Option<String>,
 }
