@@ -25,11 +25,8 @@ use super::refusal::{Refusal, wants_html};
 use super::server::Tasks;
 use super::stats::Open;
 use super::tunnel::Tunnel;
-use super::{Proxy, Resolution, Upstream};
+use super::{BUFFER_BYTES_MIN, Proxy, Resolution, Upstream};
 use crate::domain::host::{HostError, Route};
-
-/// hyper's smallest buffer.
-const BUFFER_BYTES_MIN: usize = 8 * 1024;
 
 /// A request as it goes to the container.
 struct Outgoing {

@@ -59,7 +59,7 @@ pub(super) fn remove_hop_by_hop(headers: &mut HeaderMap) -> bool {
             // Both are end to end whatever the sender says: without them the receiver routes or frames differently.
             .filter(|name| name != header::HOST && name != header::CONTENT_LENGTH)
             .collect();
-        named.iter().for_each(|name| while_removed(headers, name));
+        named.iter().for_each(|name| remove_if_there(headers, name));
         headers.remove(header::CONNECTION);
     }
     for name in [
@@ -72,13 +72,13 @@ pub(super) fn remove_hop_by_hop(headers: &mut HeaderMap) -> bool {
         &PROXY_CONNECTION,
         &HTTP2_SETTINGS,
     ] {
-        while_removed(headers, name);
+        remove_if_there(headers, name);
     }
     takes_trailers
 }
 
 /// `remove` takes all values of a name; looking first is cheaper for the many names that are not there.
-fn while_removed(headers: &mut HeaderMap, name: &HeaderName) {
+fn remove_if_there(headers: &mut HeaderMap, name: &HeaderName) {
     if headers.contains_key(name) {
         headers.remove(name);
     }
@@ -105,7 +105,7 @@ pub(super) struct Origin<'a> {
 /// Writes the forwarding fields in place of any the client sent.
 pub(super) fn set_forwarded(headers: &mut HeaderMap, origin: Origin<'_>) {
     let claimed: Vec<HeaderName> = headers.keys().filter(|name| claims_origin(name.as_str())).cloned().collect();
-    claimed.iter().for_each(|name| while_removed(headers, name));
+    claimed.iter().for_each(|name| remove_if_there(headers, name));
     let ip = origin.peer.ip().to_canonical();
     let proto = origin.scheme.as_str();
     let mut text = String::with_capacity(64 + origin.host.len());

@@ -48,6 +48,9 @@ use crate::domain::ContainerId;
 pub use crate::domain::host::{Alias, AliasError, HostError, HostNames, HostNamesError, Route, Scheme};
 pub use stats::Stats;
 
+/// hyper's smallest buffer; a smaller `buffer_bytes_max` is taken for this.
+const BUFFER_BYTES_MIN: usize = 8 * 1024;
+
 /// Where a request goes: one start of one container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Upstream {
@@ -97,7 +100,7 @@ pub struct ProxyConfig {
     pub header_bytes_max: usize,
     /// Fields of a request; at most 100.
     pub header_count_max: usize,
-    /// Bytes buffered for one direction of one connection.
+    /// Bytes buffered for one direction of one connection; at least 8 KiB. A head larger than this gets hyper's bare 431.
     pub buffer_bytes_max: usize,
     /// From the first byte of a head, or the accept, to its end.
     pub header_read_ms_max: Duration,

@@ -17,17 +17,15 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::Proxy;
 use super::forward;
 use super::io::{ClientIo, ConnState, IoBounds};
 use super::stats::Open;
+use super::{BUFFER_BYTES_MIN, Proxy};
 
 /// Pause after an accept that failed for want of something (descriptors, memory), so that the loop does not spin.
 const ACCEPT_PAUSE_MS: Duration = Duration::from_millis(50);
 /// How often idle connections to containers are looked through.
 const SWEEP_MS: Duration = Duration::from_millis(1_000);
-/// hyper's smallest buffer.
-const BUFFER_BYTES_MIN: usize = 8 * 1024;
 
 /// What the tasks of one `serve` share.
 #[derive(Debug, Clone)]

@@ -217,3 +217,55 @@ async fn a_client_that_leaves_is_noticed_by_the_container() {
     until(|| bed.proxy.stats().exchanges == 0).await;
     bed.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_clients_of_many_tenants_each_get_their_own_answer_while_tenants_restart() {
+    const TENANTS: usize = 8;
+    const CLIENTS: usize = 40;
+    const REQUESTS: usize = 25;
+    let bed = Arc::new(Bed::start(fast()).await);
+    let mut containers = Vec::new();
+    for tenant in 0..TENANTS {
+        let container = Container::start(move |mut peer: Peer| async move {
+            while !peer.head().await.is_empty() {
+                peer.send_or_lose(&format!("HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\ntenant {tenant}")).await;
+            }
+        })
+        .await;
+        let id = ContainerId::generate();
+        bed.table.run(&format!("tenant-{tenant}"), id, 1, container.addr);
+        containers.push((id, container));
+    }
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|client| {
+            let bed = Arc::clone(&bed);
+            tokio::spawn(async move {
+                let mut peer = bed.client().await;
+                for request in 0..REQUESTS {
+                    let tenant = (client + request) % TENANTS;
+                    peer.send(&format!("GET / HTTP/1.1\r\nHost: tenant-{tenant}.node1.localhost\r\n\r\n")).await;
+                    let head = peer.head().await;
+                    // A start that was over while its connection was made is told, never mixed up.
+                    if head.starts_with("HTTP/1.1 503") {
+                        peer.exactly(field(&head, "content-length").unwrap().parse().unwrap()).await;
+                        continue;
+                    }
+                    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+                    assert_eq!(peer.exactly(8).await, format!("tenant {tenant}"));
+                }
+            })
+        })
+        .collect();
+    for epoch in 2..20 {
+        for (tenant, (id, container)) in containers.iter().enumerate() {
+            bed.table.run(&format!("tenant-{tenant}"), *id, epoch, container.addr);
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    for client in clients {
+        within(client).await.unwrap();
+    }
+    until(|| bed.proxy.stats().connections == 0).await;
+    assert_eq!(bed.proxy.stats().exchanges, 0);
+    Arc::try_unwrap(bed).ok().unwrap().end().await;
+}
