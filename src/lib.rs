@@ -10,7 +10,10 @@
 //! | 1 | [`sys`] | one driver a folder; the only code that touches the kernel |
 //! | 0 | [`domain`], [`config`] | pure values: ids, quantities, records, policies |
 
+pub mod api;
+pub mod cli;
 pub mod config;
+pub mod daemon;
 pub mod domain;
 pub mod lifecycle;
 pub mod proxy;

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use super::error::Error;
 use crate::domain::container::{EnvChange, ExternalId, SettingsPatch};
 use crate::domain::token::Permissions;
-use crate::domain::{Bytes, Container, ContainerName, OperationId, ProjectId, Secret, Token, Verb};
+use crate::domain::{Bytes, Container, ContainerName, Image, OperationId, ProjectId, Secret, Token, Verb};
 use crate::sys::cgroup;
 use crate::sys::netlink::LinkUsage;
 
@@ -178,6 +178,15 @@ pub struct NewImage {
     pub name: String,
     /// An archive (rootfs tar, OCI layout, docker archive) or an OCI layout's folder.
     pub source: PathBuf,
+}
+
+/// An image as an import left it.
+#[derive(Debug, Clone)]
+pub struct Imported {
+    /// Its record.
+    pub image: Arc<Image>,
+    /// What of the archive was left out.
+    pub warnings: Vec<String>,
 }
 
 /// How far an import has come.

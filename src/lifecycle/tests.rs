@@ -14,6 +14,8 @@ use crate::domain::receipt::Erasure;
 use crate::domain::{Bytes, Container, Exit, Image, ImageConfig, ImageId, Phase, ProjectId, Status, StopReason, Verb};
 use crate::store::sled::SledStore;
 use crate::store::{Batch, Durability, Records, Store};
+use crate::sys::btrfs::PoolLayout;
+use crate::sys::folders::Layout;
 use crate::sys::fake::{FakeHost, Faults, Faulty, Left};
 
 /// The most calls a build and start makes; the loops below end at the first count that no call reaches.
@@ -75,7 +77,9 @@ impl Lab {
             runtime: Faulty::wrap(self.host.clone() as Arc<dyn crate::sys::runtime::Runtime>, &self.faults),
         };
         let records = Records::open(self.store.clone()).await.unwrap();
-        let service = Service::open(&self.config, drivers, records, Policies::shipped().unwrap()).await.unwrap();
+        let layout = Layout { pool: PoolLayout::new("/pool"), data: "/data".into() };
+        let policies = Policies::shipped().unwrap();
+        let service = Service::open(&self.config, layout, drivers, records, policies).await.unwrap();
         service.recover().await.unwrap();
         service
     }

@@ -23,7 +23,6 @@ use crate::domain::policy::Policies;
 use crate::domain::{Container, ContainerId, Limits, Receipt, ReceiptId};
 use crate::store::Records;
 use crate::store::journal::RunJournal;
-use crate::sys::btrfs::PoolLayout;
 use crate::sys::folders::Layout;
 
 /// Cheap to clone.
@@ -48,8 +47,7 @@ impl Service {
     ///
     /// # Errors
     /// The store or the journal does not read.
-    pub async fn open(config: &Config, drivers: Drivers, records: Records, policies: Policies) -> Result<Self, Error> {
-        let layout = Layout { pool: PoolLayout::new(config.pool_path()), data: config.data_dir.clone() };
+    pub async fn open(config: &Config, layout: Layout, drivers: Drivers, records: Records, policies: Policies) -> Result<Self, Error> {
         let journal = RunJournal::open(config.run_dir.join("journal"))?;
         let ledger = Ledger::load(records.clone(), config.last_slot()).await?;
         let names = config.host_names().map_err(|error| Error::Config(error.to_string()))?;

@@ -90,6 +90,18 @@ pub async fn open_pool(options: PoolOptions) -> Result<OpenedPool, PoolError> {
 }
 
 impl OpenedPool {
+    /// The block device under the pool, as `st_rdev` has it: BTRFS's own `st_dev` is no device that a disk rate can be set
+    /// for. `None` where the mount's source is no device.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn device(&self) -> Result<Option<u64>, PoolError> {
+        let root = self.layout.root();
+        let mount = mount_at(root).map_err(|e| fail("look for the mount of", root, e))?;
+        let source = mount.map(|mount| std::fs::metadata(&mount.source));
+        Ok(source.and_then(Result::ok).map(|source| source.rdev()).filter(|device| *device != 0))
+    }
+
     /// Unmounts the pool; its loop device frees itself. Not while a container runs.
     ///
     /// # Errors

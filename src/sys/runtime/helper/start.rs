@@ -1,8 +1,8 @@
 //! `tenantry runtime start`: one container from nothing to a running init, in the steps the daemon asks for.
 //!
 //! ```text
-//!  Prepare ─► namespaces ─► "prepared" ─► rootfs, private bundle, filter   (while the daemon makes links and rules)
-//!  Create  ─► libcontainer creates init ─► "created"
+//!  Prepare ─► namespaces ─► "prepared"          (while the daemon makes the rootfs, rules)
+//!  Create  ─► rootfs mapped, private bundle, filter, libcontainer creates init ─► "created"   (and the link)
 //!  Start   ─► execve ─► "started", and the helper ends; init is then the daemon's child
 //! ```
 //!
@@ -71,11 +71,11 @@ fn serve(
     let (user, net) = (path_for_others(&namespaces.user), path_for_others(&namespaces.net));
     daemon.say(&StartReport::Prepared { user, net }).step("report")?;
 
+    // Rootfs and bundle need not be there before this: the daemon may make them while it prepares.
+    let Some(StartRequest::Create) = daemon.next().step("read the daemon's request")? else { return Ok(false) };
     rootfs::map(&launch.rootfs, &places.rootfs(), &namespaces.user)?;
     let (spec, filter) = private_bundle(launch, places, &namespaces)?;
     let log = open_log(launch, &spec)?;
-    let Some(StartRequest::Create) = daemon.next().step("read the daemon's request")? else { return Ok(false) };
-
     let (outcome, outcome_init) = pipe().map(|(r, w)| (File::from(r), File::from(w))).step("make a pipe")?;
     let made = build(launch, places, log, Workload::new(filter, outcome_init));
     let init = created(made, container, &outcome)?;

@@ -1,0 +1,221 @@
+//! `tenantry serve`: puts the floors on top of each other, and takes them down in order.
+//!
+//! ```text
+//!  folders ─► pool ─► drivers ─► store ─► recovery ─► base image, admin token ─► API and proxy
+//! ```
+//!
+//! What cannot work is found before anything is served. A container outlives the daemon: at the end nothing of theirs is
+//! touched, and the next daemon takes them over.
+
+mod routes;
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Config, ConfigError};
+use crate::domain::policy::{Policies, PolicyError};
+use crate::lifecycle::{Drivers, Error, Report, Service};
+use crate::proxy::{Proxy, ProxyConfig};
+use crate::store::sled::SledStore;
+use crate::store::{Records, Store, StoreError};
+use crate::sys::btrfs::{OpenedPool, PoolError, PoolOptions, open_pool};
+use crate::sys::cgroup::{CgroupError, Cgroups, DeviceNumber, KernelCgroups};
+use crate::sys::folders::{DiskFolders, FolderError, Layout};
+use crate::sys::netlink::{LinkError, VethLinks};
+use crate::sys::nft::NftFirewall;
+use crate::sys::runtime::{HelperRuntime, RuntimeError, become_subreaper};
+
+/// How long verbs at work may take at the end, in seconds: less than systemd's 90 s before it kills.
+const CLOSE_S_MAX: u64 = 30;
+/// Between two looks at the length of the logs, in seconds.
+const LOGS_LOOK_S: u64 = 2;
+
+/// Why a daemon cannot serve.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "each is what its source is of")]
+pub enum DaemonError {
+    #[error("cannot {action} {}", path.display())]
+    File {
+        action: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot listen on {address} for the {what}")]
+    Listen {
+        what: &'static str,
+        address: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the configuration cannot be used")]
+    Config(#[from] ConfigError),
+    #[error("a firewall policy cannot be used")]
+    Policy(#[from] PolicyError),
+    #[error("the pool cannot be opened")]
+    Pool(#[from] PoolError),
+    #[error("the store cannot be opened")]
+    Store(#[from] StoreError),
+    #[error("cgroups cannot be used")]
+    Cgroup(#[from] CgroupError),
+    #[error("the network cannot be set up")]
+    Link(#[from] LinkError),
+    #[error("the runtime cannot be set up")]
+    Runtime(#[from] RuntimeError),
+    #[error("the folders cannot be made")]
+    Folders(#[from] FolderError),
+    #[error("the records cannot be taken over")]
+    Service(#[from] Error),
+    #[error("{0}")]
+    System(&'static str, #[source] io::Error),
+}
+
+/// A daemon that has taken over and listens, and serves nothing yet.
+#[derive(Debug)]
+pub struct Daemon {
+    service: Service,
+    pool: OpenedPool,
+    api: TcpListener,
+    proxy: TcpListener,
+    config: Config,
+    report: Report,
+}
+
+fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DaemonError {
+    let path = path.to_owned();
+    move |source| DaemonError::File { action, path, source }
+}
+
+/// A folder that may be passed through by containers' inits on their way to their rootfs, and be listed by root alone.
+fn make_folder(path: &Path) -> Result<(), DaemonError> {
+    const PASS_MODE: u32 = 0o711;
+    let made = std::fs::DirBuilder::new().recursive(true).mode(PASS_MODE).create(path);
+    made.map_err(file("make the folder", path))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(PASS_MODE)).map_err(file("protect", path))
+}
+
+async fn listen(what: &'static str, address: SocketAddr) -> Result<TcpListener, DaemonError> {
+    TcpListener::bind(address).await.map_err(|source| DaemonError::Listen { what, address, source })
+}
+
+/// The shipped policies, and the operator's over them.
+fn policies(folder: &Path) -> Result<Policies, DaemonError> {
+    let mut policies = Policies::shipped()?;
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(policies),
+        Err(error) => return Err(file("list", folder)(error)),
+    };
+    for entry in entries {
+        let path = entry.map_err(file("list", folder))?.path();
+        if path.extension().is_none_or(|end| end != "toml") {
+            continue;
+        }
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+        let name = stem.parse().map_err(|error| file("use", &path)(io::Error::other(error)))?;
+        let text = std::fs::read_to_string(&path).map_err(file("read", &path))?;
+        policies.add(name, &text)?;
+    }
+    Ok(policies)
+}
+
+/// The drivers of this host, for this configuration.
+///
+/// # Errors
+/// What of it cannot be used.
+pub async fn drivers(config: &Config, layout: &Layout, opened: &OpenedPool) -> Result<Drivers, DaemonError> {
+    let device = opened.device()?.map(DeviceNumber::from_dev);
+    let cgroups = KernelCgroups::detect(config.instance.clone(), device)?;
+    cgroups.prepare().await?;
+    let links = VethLinks::new(config.instance.clone(), config.net.subnet)
+        .map_err(|source| DaemonError::System("cannot speak to the kernel's network", source))?;
+    tracing::info!(cgroups = ?cgroups.version(), "the host's controllers are found");
+    Ok(Drivers {
+        pool: Arc::new(opened.pool.clone()),
+        folders: Arc::new(DiskFolders::open(layout.clone())?),
+        cgroups: Arc::new(cgroups),
+        links: Arc::new(links),
+        firewall: Arc::new(NftFirewall::new(config.instance.clone(), config.net.subnet)),
+        runtime: Arc::new(HelperRuntime::new(&config.run_dir)?),
+    })
+}
+
+impl Daemon {
+    /// Opens everything and takes over what an earlier daemon left.
+    ///
+    /// # Errors
+    /// What cannot work, before anything is served.
+    pub async fn open(config: Config) -> Result<Self, DaemonError> {
+        become_subreaper().map_err(|source| DaemonError::System("cannot become the reaper of containers", source))?;
+        for folder in [&config.data_dir, &config.run_dir] {
+            make_folder(folder)?;
+        }
+        // The lock of the store comes first: two daemons of one folder must not both touch the kernel.
+        let store: Arc<dyn Store> = Arc::new(Arc::new(SledStore::open(&config.data_dir.join("db"))?));
+        let records = Records::open(store).await?;
+        let policies = policies(&config.policies_dir)?;
+        let api = listen("API", config.api.listen).await?;
+        let proxy = listen("proxy", config.proxy.listen).await?;
+        let options =
+            PoolOptions { path: config.pool_path(), size: config.pool.size, label: config.instance.to_string() };
+        let pool = open_pool(options).await?;
+        tracing::info!(backing = ?pool.backing, created = pool.created, adopted = pool.adopted, "the pool is open");
+        let layout = Layout { pool: pool.layout.clone(), data: config.data_dir.clone() };
+        let drivers = drivers(&config, &layout, &pool).await?;
+        drivers.links.prepare_host().await?;
+        let service = Service::open(&config, layout, drivers, records, policies).await?;
+        service.sweep_images().await?;
+        let report = service.recover().await?;
+        tracing::info!(?report, "recovered");
+        if let Err(error) = service.ensure_base_image(config.busybox.clone()).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "there is no `base` image");
+        }
+        service.ensure_admin_token(&config.admin_token_path()).await?;
+        Ok(Self { service, pool, api, proxy, config, report })
+    }
+
+    /// What recovery found.
+    pub const fn report(&self) -> &Report {
+        &self.report
+    }
+
+    /// Serves until `shutdown`; verbs at work are ended, containers run on.
+    ///
+    /// # Errors
+    /// The API's listener fails.
+    pub async fn serve(self, shutdown: CancellationToken) -> Result<(), DaemonError> {
+        let Self { service, pool, api, proxy: listener, config, .. } = self;
+        let routes = Arc::new(routes::Table::new(service.clone()));
+        let proxy = Proxy::new(config.host_names()?, routes, ProxyConfig::default());
+        let proxying = tokio::spawn(proxy.serve(listener, shutdown.clone()));
+        let trimming = tokio::spawn(trim_logs(service.clone(), shutdown.clone()));
+        tracing::info!(api = %config.api.listen, proxy = %config.proxy.listen, "serving");
+        let served = crate::api::serve(api, crate::api::router(service.clone()), shutdown.clone()).await;
+        shutdown.cancel();
+        service.close(Duration::from_secs(CLOSE_S_MAX)).await;
+        let _ended = tokio::join!(proxying, trimming);
+        let idle = service.containers().iter().all(|container| container.phase.init().is_none());
+        drop(service);
+        if idle && let Err(error) = pool.close().await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "the pool stays mounted");
+        }
+        served.map_err(|source| DaemonError::System("the API cannot be served", source))
+    }
+}
+
+async fn trim_logs(service: Service, shutdown: CancellationToken) {
+    loop {
+        tokio::select! {
+            // Both only wait.
+            () = tokio::time::sleep(Duration::from_secs(LOGS_LOOK_S)) => service.trim_logs().await,
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
