@@ -68,10 +68,7 @@ fn host_name(container: &Container) -> String {
 
 /// What makes a copy its own.
 pub fn identity(container: &Container) -> Identity {
-    Identity {
-        hostname: host_name(container),
-        ssh_public_key: container.settings.ssh_public_key.clone(),
-    }
+    Identity { hostname: host_name(container), ssh_public_key: container.settings.ssh_public_key.clone() }
 }
 
 /// The record as it lies beside the data.

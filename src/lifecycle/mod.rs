@@ -31,7 +31,7 @@ mod service;
 mod strays;
 mod supervisor;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod worker;
 
 pub use error::{DriverError, Error, What};

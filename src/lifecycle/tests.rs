@@ -15,13 +15,14 @@ use crate::domain::{Bytes, Container, Exit, Image, ImageConfig, ImageId, Phase, 
 use crate::store::sled::SledStore;
 use crate::store::{Batch, Durability, Records, Store};
 use crate::sys::btrfs::PoolLayout;
-use crate::sys::folders::Layout;
 use crate::sys::fake::{FakeHost, Faults, Faulty, Left};
+use crate::sys::folders::Layout;
 
 /// The most calls a build and start makes; the loops below end at the first count that no call reaches.
 const CALLS_MAX: u32 = 40;
 
-struct Lab {
+/// A machine in memory, and a disk for the records.
+pub struct Lab {
     host: Arc<FakeHost>,
     faults: Arc<Faults>,
     store: Arc<dyn Store>,
@@ -38,7 +39,8 @@ const fn until(until: Until) -> Await {
 }
 
 impl Lab {
-    async fn new() -> (Self, Service, ProjectId) {
+    /// One with a daemon, an image and a project.
+    pub async fn new() -> (Self, Service, ProjectId) {
         let folder = tempfile::tempdir().unwrap();
         let config = Config {
             run_dir: folder.path().to_owned(),

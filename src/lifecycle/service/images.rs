@@ -71,7 +71,8 @@ impl Service {
         let first = name.chars().next().is_some_and(|c| c.is_ascii_alphanumeric());
         if !first || name.len() > IMAGE_NAME_CHARS_MAX || !name.chars().all(alphabet) {
             return Err(Error::BadImage(
-                "its name has to be 1 to 128 of A-Z, a-z, 0-9, `.`, `-`, `_`, `/` and `:`, a letter or digit first".into(),
+                "its name has to be 1 to 128 of A-Z, a-z, 0-9, `.`, `-`, `_`, `/` and `:`, a letter or digit first"
+                    .into(),
             ));
         }
         if self.ledger().images().named(name).is_some() {
@@ -109,7 +110,8 @@ impl Service {
         let pool = &self.drivers().pool;
         pool.create(&rootfs).await.map_err(Error::driver)?;
         let inside = rootfs.clone();
-        let unpacked = tokio::task::spawn_blocking(move || fill(inside)).await.map_err(super::gone)?.map_err(refused)?;
+        let unpacked =
+            tokio::task::spawn_blocking(move || fill(inside)).await.map_err(super::gone)?.map_err(refused)?;
         pool.set_access(&rootfs, Access::ReadOnly).await.map_err(Error::driver)?;
         let image = Image {
             id,

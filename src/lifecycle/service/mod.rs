@@ -47,7 +47,13 @@ impl Service {
     ///
     /// # Errors
     /// The store or the journal does not read.
-    pub async fn open(config: &Config, layout: Layout, drivers: Drivers, records: Records, policies: Policies) -> Result<Self, Error> {
+    pub async fn open(
+        config: &Config,
+        layout: Layout,
+        drivers: Drivers,
+        records: Records,
+        policies: Policies,
+    ) -> Result<Self, Error> {
         let journal = RunJournal::open(config.run_dir.join("journal"))?;
         let ledger = Ledger::load(records.clone(), config.last_slot()).await?;
         let names = config.host_names().map_err(|error| Error::Config(error.to_string()))?;

@@ -1,0 +1,81 @@
+//! The form of every success: `{"statusCode", "message", "data"}`.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::idempotency::Keep;
+use crate::domain::ContainerId;
+
+/// The body of every success.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Success<T> {
+    /// The HTTP status again.
+    #[serde(rename = "statusCode")]
+    pub status_code: u16,
+    /// For people.
+    pub message: String,
+    /// What was asked for.
+    pub data: T,
+}
+
+/// A success on its way out.
+#[derive(Debug)]
+pub struct Answer<T> {
+    status: StatusCode,
+    message: &'static str,
+    data: T,
+    generation: Option<u64>,
+    keep: Option<Keep>,
+}
+
+impl<T: Serialize> Answer<T> {
+    /// 200.
+    pub fn ok(message: &'static str, data: T) -> Self {
+        Self { status: StatusCode::OK, message, data, generation: None, keep: None }
+    }
+
+    /// 201.
+    pub fn created(message: &'static str, data: T) -> Self {
+        Self { status: StatusCode::CREATED, ..Self::ok(message, data) }
+    }
+
+    /// With an ETag.
+    pub fn at_generation(mut self, generation: u64) -> Self {
+        self.generation = Some(generation);
+        self
+    }
+
+    /// Says whose data it holds, so that a copy kept for an idempotency key is erased with the container.
+    pub fn about(mut self, container: ContainerId) -> Self {
+        self.keep = Some(Keep::UntilDeleted(container));
+        self
+    }
+
+    /// Gives what an idempotency key keeps in this answer's place, because the answer holds a secret.
+    pub fn kept_as(mut self, data: &T) -> Self {
+        let kept = Success { status_code: self.status.as_u16(), message: self.message.to_owned(), data };
+        self.keep = serde_json::to_string(&kept).ok().map(Keep::Instead);
+        self
+    }
+}
+
+impl<T: Serialize> IntoResponse for Answer<T> {
+    fn into_response(self) -> Response {
+        let body = Success { status_code: self.status.as_u16(), message: self.message.to_owned(), data: self.data };
+        let mut response = (self.status, Json(body)).into_response();
+        if let Some(generation) = self.generation {
+            response.headers_mut().insert(header::ETAG, etag(generation));
+        }
+        if let Some(keep) = self.keep {
+            response.extensions_mut().insert(keep);
+        }
+        response
+    }
+}
+
+fn etag(generation: u64) -> HeaderValue {
+    HeaderValue::try_from(format!("\"{generation}\"")).unwrap_or(HeaderValue::from_static("\"0\""))
+}

@@ -1,0 +1,90 @@
+//! The one table of routes.
+
+use axum::Router;
+use axum::http::{Method, StatusCode, Uri};
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::routing::{MethodRouter, delete, get, post, put};
+
+use super::error::ApiError;
+use super::{
+    Api, BASE, auth, containers, env, exec, health, idempotency, images, logs, openapi, projects, receipts, request,
+    tokens, verbs,
+};
+
+/// Routes below [`BASE`]; each is given [`auth::require_token`]. A path that ends in a slash is there without it too.
+fn api_routes(api: &Api) -> Vec<(&'static str, MethodRouter<Api>)> {
+    // For POSTs that create and whose body is JSON.
+    let once = |route: MethodRouter<Api>| route.route_layer(from_fn_with_state(api.clone(), idempotency::once));
+    vec![
+        ("/projects/", once(post(projects::create)).get(projects::list)),
+        ("/projects/{id}", get(projects::show).put(projects::change).patch(projects::change).delete(projects::remove)),
+        ("/projects/{id}/stats", get(projects::stats)),
+        ("/projects/{id}/containers", once(post(containers::create)).get(containers::list_of_project)),
+        ("/containers/", get(containers::list)),
+        (
+            "/containers/{id}",
+            get(containers::show).patch(containers::patch).put(containers::put).delete(containers::remove),
+        ),
+        ("/containers/{id}/copy", once(post(containers::copy))),
+        ("/containers/{id}/start", post(verbs::start)),
+        ("/containers/{id}/stop", post(verbs::stop)),
+        ("/containers/{id}/force-stop", post(verbs::force_stop)),
+        ("/containers/{id}/restart", post(verbs::restart)),
+        ("/containers/{id}/pause", post(verbs::pause)),
+        ("/containers/{id}/resume", post(verbs::resume)),
+        ("/containers/{id}/env", get(env::show).put(env::replace)),
+        ("/containers/{id}/env/{key}", put(env::set).patch(env::set).delete(env::unset)),
+        ("/containers/{id}/stats", get(containers::stats)),
+        ("/containers/{id}/status-logs", get(logs::status_logs)),
+        ("/containers/{id}/logs", get(logs::logs)),
+        ("/containers/{id}/exec", post(exec::exec)),
+        ("/receipts/{id}", get(receipts::show)),
+        ("/images", post(images::import).get(images::list)),
+        ("/images/{id}", delete(images::remove)),
+        ("/auth/tokens", once(post(tokens::create)).get(tokens::list)),
+        ("/auth/tokens/{id}", delete(tokens::remove)),
+    ]
+}
+
+/// Routes outside [`BASE`], open to all: nothing of a tenant is in them.
+fn open_routes() -> Vec<(&'static str, MethodRouter<Api>)> {
+    vec![
+        ("/healthz", get(health::healthz)),
+        ("/readyz", get(health::readyz)),
+        ("/openapi.json", get(openapi::document)),
+        ("/docs", get(openapi::page)),
+    ]
+}
+
+/// The router over the table.
+pub(super) fn build(api: Api) -> Router {
+    let mut router = Router::new();
+    for (path, route) in open_routes() {
+        router = router.route(path, route);
+    }
+    for (path, route) in api_routes(&api) {
+        let route = route.route_layer(from_fn_with_state(api.clone(), auth::require_token));
+        if let Some(bare) = path.strip_suffix('/') {
+            router = router.route(&format!("{BASE}{bare}"), route.clone());
+        }
+        router = router.route(&format!("{BASE}{path}"), route);
+    }
+    router
+        .fallback(no_such_route)
+        .method_not_allowed_fallback(no_such_method)
+        .layer(from_fn(request::frame))
+        .with_state(api)
+}
+
+async fn no_such_route(uri: Uri) -> ApiError {
+    ApiError::new(StatusCode::NOT_FOUND, "ROUTE_NOT_FOUND", format!("there is no `{}`", uri.path()))
+}
+
+async fn no_such_method(method: Method, uri: Uri) -> ApiError {
+    let text = format!("`{}` does not take {method}", uri.path());
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", text)
+}
+
+#[cfg(test)]
+#[path = "routes_tests.rs"]
+mod tests;

@@ -1,0 +1,225 @@
+//! Projects on the wire.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use utoipa::ToSchema;
+
+use super::checks::color;
+use super::{nullable, unheeded};
+use crate::api::error::ApiError;
+use crate::api::page::Pagination;
+use crate::domain::Project;
+use crate::domain::project::PROJECT_ALIAS_CHARS_MAX;
+use crate::lifecycle::{NewProject, ProjectPatch};
+
+/// A project to be made.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateProject {
+    /// 1–100 printable characters, unique on this host.
+    #[schema(required)]
+    pub alias: Option<String>,
+    /// `#rrggbb`, for people.
+    pub color: Option<String>,
+    /// How many containers it may have; null: as many as the host can.
+    pub max_containers: Option<u32>,
+    /// Not for projects yet: set it on each container.
+    #[schema(value_type = Option<String>)]
+    pub firewall_policy: Option<Value>,
+    /// Not for projects yet: set them on each container.
+    #[schema(value_type = Option<Object>)]
+    pub limits: Option<Value>,
+    #[schema(ignore)]
+    realm_ids: Option<Value>,
+}
+
+/// A change to a project: fields that are left out stay as they are.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeProject {
+    /// 1–100 printable characters, unique on this host.
+    pub alias: Option<String>,
+    /// `#rrggbb`, for people; null: none.
+    #[serde(default, deserialize_with = "nullable")]
+    #[schema(value_type = Option<String>)]
+    pub color: Option<Option<String>>,
+    /// How many containers it may have; null: as many as the host can.
+    #[serde(default, deserialize_with = "nullable")]
+    #[schema(value_type = Option<u32>)]
+    pub max_containers: Option<Option<u32>>,
+    /// Not for projects yet: set it on each container.
+    #[schema(value_type = Option<String>)]
+    pub firewall_policy: Option<Value>,
+    /// Not for projects yet: set them on each container.
+    #[schema(value_type = Option<Object>)]
+    pub limits: Option<Value>,
+    #[schema(ignore)]
+    realm_ids: Option<Value>,
+}
+
+fn alias(text: String) -> Result<String, ApiError> {
+    let fits = (1..=PROJECT_ALIAS_CHARS_MAX).contains(&text.chars().count())
+        && !text.chars().any(char::is_control)
+        && text.trim() == text;
+    if fits {
+        Ok(text)
+    } else {
+        let wanted = format!("1 to {PROJECT_ALIAS_CHARS_MAX} printable characters are wanted, no space first or last");
+        Err(ApiError::invalid("alias", wanted))
+    }
+}
+
+/// A limit that is taken and not kept would be worse than none.
+fn refuse_unkept(firewall_policy: &Option<Value>, limits: &Option<Value>) -> Result<(), ApiError> {
+    for (name, value) in [("firewall_policy", firewall_policy), ("limits", limits)] {
+        if value.as_ref().is_some_and(|value| !value.is_null()) {
+            let text = format!("{name}: projects have none yet; set it on each container");
+            return Err(ApiError::new(axum::http::StatusCode::UNPROCESSABLE_ENTITY, "NOT_SUPPORTED", text).of(name));
+        }
+    }
+    Ok(())
+}
+
+impl CreateProject {
+    /// The request, and what the caller should know.
+    ///
+    /// # Errors
+    /// A field that cannot be, by its name.
+    pub fn into_request(self) -> Result<(NewProject, Vec<String>), ApiError> {
+        refuse_unkept(&self.firewall_policy, &self.limits)?;
+        let warnings = unheeded([("realm_ids", &self.realm_ids)]);
+        let given = self.alias.ok_or_else(|| ApiError::invalid("alias", "is missing"))?;
+        let color = self.color.map(|text| color("color", text)).transpose()?;
+        Ok((NewProject { alias: alias(given)?, color, containers_max: self.max_containers }, warnings))
+    }
+}
+
+impl ChangeProject {
+    /// The request, and what the caller should know.
+    ///
+    /// # Errors
+    /// A field that cannot be, by its name.
+    pub fn into_request(self) -> Result<(ProjectPatch, Vec<String>), ApiError> {
+        refuse_unkept(&self.firewall_policy, &self.limits)?;
+        let warnings = unheeded([("realm_ids", &self.realm_ids)]);
+        let color = self.color.map(|inner| inner.map(|text| color("color", text)).transpose()).transpose()?;
+        let alias = self.alias.map(alias).transpose()?;
+        Ok((ProjectPatch { alias, color, containers_max: self.max_containers }, warnings))
+    }
+}
+
+/// A project.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct ProjectView {
+    /// Its id.
+    pub id: String,
+    /// Unique on this host.
+    pub alias: String,
+    /// For people.
+    pub color: Option<String>,
+    /// How many containers it may have; null: as many as the host can.
+    pub max_containers: Option<u32>,
+    /// How many it has.
+    pub container_count: u64,
+    /// Whether it is being removed.
+    pub deleting: bool,
+    /// Goes up with every change; the ETag.
+    pub generation: u64,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it was last changed.
+    pub updated_at: Timestamp,
+    /// What the caller should know, though nothing failed.
+    pub warnings: Vec<String>,
+}
+
+impl ProjectView {
+    /// A record as the API shows it.
+    pub fn new(project: &Project, container_count: u64, warnings: Vec<String>) -> Self {
+        Self {
+            id: project.id.to_string(),
+            alias: project.alias.clone(),
+            color: project.color.clone(),
+            max_containers: project.containers_max,
+            container_count,
+            deleting: project.deleting,
+            generation: project.generation,
+            created_at: project.created_at,
+            updated_at: project.updated_at,
+            warnings,
+        }
+    }
+}
+
+/// A page of projects.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ProjectList {
+    /// The projects.
+    pub projects: Vec<ProjectView>,
+    /// Where they stand.
+    pub pagination: Pagination,
+}
+
+/// A project that was deleted.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ProjectDeleted {
+    /// The project.
+    pub id: String,
+    /// One for each of its containers.
+    pub receipt_ids: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::api::extract::from_json;
+
+    fn create(body: Value) -> Result<(NewProject, Vec<String>), ApiError> {
+        from_json::<CreateProject>(body.to_string().as_bytes())?.into_request()
+    }
+
+    fn change(body: Value) -> Result<(ProjectPatch, Vec<String>), ApiError> {
+        from_json::<ChangeProject>(body.to_string().as_bytes())?.into_request()
+    }
+
+    #[test]
+    fn every_bad_field_is_refused_by_its_name() {
+        for (field, value) in [
+            ("alias", json!("")),
+            ("alias", json!("a\nb")),
+            ("alias", json!(" a")),
+            ("alias", json!("x".repeat(101))),
+            ("alias", json!(7)),
+            ("color", json!("blue")),
+            ("max_containers", json!(-1)),
+            ("max_containers", json!(1.5)),
+            ("max_containers", json!("3")),
+            ("name", json!("x")),
+        ] {
+            let mut body = json!({ "alias": "shop" });
+            body[field] = value.clone();
+            let error = create(body).unwrap_err();
+            assert_eq!((error.status().as_u16(), error.field()), (400, Some(field)), "{}", error.message());
+            let error = change(json!({ field: value })).unwrap_err();
+            assert_eq!((error.status().as_u16(), error.field()), (400, Some(field)), "{}", error.message());
+        }
+        assert_eq!(create(json!({})).unwrap_err().field(), Some("alias"));
+        for field in ["limits", "firewall_policy"] {
+            let error = create(json!({"alias": "a", field: "x"})).unwrap_err();
+            assert_eq!((error.status().as_u16(), error.field()), (422, Some(field)));
+        }
+    }
+
+    #[test]
+    fn bodies_become_requests() {
+        let (new, warnings) =
+            create(json!({"alias": "Café ☕", "color": "#ffffff", "max_containers": 3, "realm_ids": ["a"]})).unwrap();
+        assert_eq!((new.alias.as_str(), new.containers_max), ("Café ☕", Some(3)));
+        assert_eq!(warnings, ["realm_ids is accepted and not acted on"]);
+        let (patch, _) = change(json!({"color": null, "max_containers": null})).unwrap();
+        assert_eq!(patch, ProjectPatch { alias: None, color: Some(None), containers_max: Some(None) });
+    }
+}
