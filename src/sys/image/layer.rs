@@ -84,6 +84,7 @@ impl<'a> Unpacker<'a> {
             let next = tar.next().map_err(|source| damaged(blob, &last, source))?;
             let Some(member) = next else { return Ok(()) };
             self.count(&member)?;
+            self.count_stream(tar.position(), &member)?;
             self.take(tar, blob, &member, whiteouts)?;
             last = member.path;
         }
@@ -108,6 +109,13 @@ impl<'a> Unpacker<'a> {
         // A sparse file takes less room than its size, but reading it back takes as long.
         self.bytes = self.bytes.saturating_add(member.size.max(member.stored));
         if self.bytes > max { Err(over("a total size", max)) } else { Ok(()) }
+    }
+
+    /// Headers are read before they can be counted; across them all this holds.
+    fn count_stream(&self, position: u64, member: &Member) -> Result<(), ImageError> {
+        let max = self.limits.stream();
+        let over = || ImageError::TooLarge { what: "a size with its headers", member: shown(&member.path), max };
+        if position > max { Err(over()) } else { Ok(()) }
     }
 
     fn warn(&mut self, text: String) {

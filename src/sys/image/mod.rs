@@ -57,6 +57,15 @@ pub struct ImageLimits {
     pub layers: usize,
 }
 
+impl ImageLimits {
+    /// Bytes of a stream once unpacked, headers and padding counted in: what a bomb of empty headers runs into.
+    fn stream(&self) -> u64 {
+        /// A header, its padding, and a long name or PAX header of usual length.
+        const HEADER_BYTES: u64 = 4096;
+        self.unpacked.0.saturating_add(self.entries.saturating_mul(HEADER_BYTES)).saturating_add(DOCUMENT_BYTES_MAX)
+    }
+}
+
 impl Default for ImageLimits {
     /// 32 GiB, a million members, 128 layers (the usual union filesystems take no more than 127).
     fn default() -> Self {

@@ -189,6 +189,9 @@ fn scan(
         if entries > limits.entries {
             return Err(over("a number of members", limits.entries));
         }
+        if tar.position() > limits.stream() {
+            return Err(over("a size with its headers", limits.stream()));
+        }
         let place = match member.kind {
             MemberKind::File if member.chunks.is_none() => {
                 Some(Place::Data { offset: tar.position(), size: member.size })
@@ -235,8 +238,8 @@ fn unpacked(file: &File, packing: Packing, path: &Path, limits: &ImageLimits) ->
     let mut whole = making.map_err(|e| io_error("make a temporary file in", folder, e))?;
     let copy_error = |e| io_error("unpack", path, e);
     let stream = packing.unpack(Stretch::whole(file)).map_err(copy_error)?;
-    // Twice: headers and padding of many small members.
-    io::copy(&mut stream.take(limits.unpacked.0.saturating_mul(2)), &mut whole).map_err(copy_error)?;
+    // Scanned before, so this bound cuts nothing off but what lies behind the archive's end.
+    io::copy(&mut stream.take(limits.stream().saturating_mul(2)), &mut whole).map_err(copy_error)?;
     whole.seek(SeekFrom::Start(0)).map_err(copy_error)?;
     Ok(whole)
 }

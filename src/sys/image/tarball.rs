@@ -13,6 +13,7 @@ const BLOCK: usize = 512;
 pub const META_BYTES_MAX: u64 = 1 << 20;
 /// Chunks of one sparse file.
 const SPARSE_CHUNKS_MAX: usize = 16_384;
+const SPARSE_CHUNKS_A_BLOCK: usize = 21;
 /// Extra headers (long names, PAX) one member may have.
 const EXTRA_HEADERS_MAX: usize = 8;
 
@@ -240,17 +241,21 @@ impl<R: Read> TarReader<R> {
             for field in fields.chunks_exact(24).filter(|field| field[0] != 0) {
                 chunks.push((number(&field[..12])?, number(&field[12..])?));
             }
-            if chunks.len() > SPARSE_CHUNKS_MAX { Err(too_many_chunks()) } else { Ok(()) }
+            Ok::<(), TarError>(())
         };
         add(&header[386..482])?;
         let mut goes_on = header[482] != 0;
-        while goes_on {
+        // Blocks may be empty and yet say that another one follows, so they are what is counted.
+        for _ in 0..=SPARSE_CHUNKS_MAX / SPARSE_CHUNKS_A_BLOCK {
+            if !goes_on {
+                return Ok(chunks);
+            }
             let mut block = [0; BLOCK];
             self.fill(&mut block)?;
             add(&block[..504])?;
             goes_on = block[504] != 0;
         }
-        Ok(chunks)
+        Err(too_many_chunks())
     }
 
     /// The map that PAX sparse 1.0 puts in front of the data: decimal numbers, one a line, padded to a block.
@@ -496,6 +501,30 @@ mod tests {
         for damaged in ["", "x", "9999 a=b\n", "5 a=b\n", "7 ab\n", "0 a=b\n"] {
             let read = Extra::default().read(damaged.as_bytes());
             assert_eq!(read.is_ok(), damaged.is_empty(), "{damaged:?}");
+        }
+    }
+
+    #[test]
+    fn a_sparse_header_that_never_ends_is_refused() {
+        let mut header = [0u8; BLOCK];
+        (header[0], header[156], header[482]) = (b'f', b'S', 1);
+        header[148..156].copy_from_slice(b"        ");
+        let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+        header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+        let mut block = [0u8; BLOCK];
+        block[504] = 1;
+        let endless = header.as_slice().chain(Endless(block));
+        assert!(matches!(TarReader::new(endless).next(), Err(TarError::Malformed(_))));
+    }
+
+    /// The same block again and again.
+    struct Endless([u8; BLOCK]);
+
+    impl Read for Endless {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let length = buffer.len().min(BLOCK);
+            buffer[..length].copy_from_slice(&self.0[..length]);
+            Ok(length)
         }
     }
 
