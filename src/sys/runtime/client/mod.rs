@@ -14,6 +14,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 
@@ -34,6 +35,8 @@ const START_WAIT_MS_MAX: u64 = 15_000;
 const EXIT_WAIT_MS_MAX: u64 = 10_000;
 /// How long a killed init may take to be gone.
 const KILL_WAIT_MS_MAX: u64 = 10_000;
+/// After this it is looked for what keeps it.
+const KILL_SWEEP_MS: u64 = 200;
 
 /// Makes the calling process the reaper of its descendants: inits become its children when their helpers end.
 ///
@@ -129,9 +132,15 @@ impl HelperRuntime {
         let failed = |source| RuntimeError::Helper { action: "kill init after", id, source };
         let Some(handle) = process::open(init).map_err(failed)? else { return Ok(()) };
         process::send(&handle, libc::SIGKILL).map_err(failed)?;
-        let waited_ms = KILL_WAIT_MS_MAX;
-        let ended = tokio::time::timeout(std::time::Duration::from_millis(waited_ms), self.statuses.wait(init)).await;
-        ended.map(|_| ()).map_err(|_| RuntimeError::Timeout { id, step: "let init die", waited_ms })
+        for _ in 0..KILL_WAIT_MS_MAX / KILL_SWEEP_MS {
+            let ended = self.statuses.wait(init);
+            if tokio::time::timeout(Duration::from_millis(KILL_SWEEP_MS), ended).await.is_ok() {
+                return Ok(());
+            }
+            // Something of a lost helper's may keep it from dying.
+            orphans::end().await;
+        }
+        Err(RuntimeError::Timeout { id, step: "let init die", waited_ms: KILL_WAIT_MS_MAX })
     }
 }
 

@@ -1,8 +1,11 @@
-//! What a killed helper leaves to its subreaper: processes that never got to execve.
+//! What a killed helper leaves to its subreaper: our children that nobody will wait for.
 //!
-//! They are known by their name, which they have from their helper or from libcontainer until they execute something,
-//! and by being our children without being in the register. Children are the process's, not a runtime's, and so is
-//! the register.
+//! * Processes that never got to execve. They have their name from their helper or from libcontainer.
+//! * Zombies of commands exec'd in a container, which die with their helper. Their pid in the container is not 1. These
+//!   must be reaped: a container's init does not finish dying before every process of its pid namespace is reaped.
+//!
+//! Those that somebody waits for are in a register. Children are the process's, not a runtime's, and so is the
+//! register.
 
 use std::collections::HashSet;
 use std::fs;

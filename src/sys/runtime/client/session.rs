@@ -9,23 +9,25 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::sync::oneshot;
 
 use super::orphans::{self, Registered};
 use super::statuses::Statuses;
 use super::{EXIT_WAIT_MS_MAX, failed};
 use crate::domain::ContainerId;
-use crate::sys::runtime::wire::{ExecCommand, ExecReport, LINE_BYTES_MAX, Places};
+use crate::sys::runtime::wire::{ExecCommand, ExecReport, Failure, LINE_BYTES_MAX, Places};
 use crate::sys::runtime::{ExecOutcome, ExecRequest, Init, RuntimeError, process};
 
 /// What an exec may take beyond the command's own time.
 const EXEC_WAIT_MS_MORE: u64 = 20_000;
 
-/// A helper, and both ends of the conversation with it. Dropped, it is killed.
+/// A helper, and both ends of the conversation with it. Dropped, it is killed: `remove` may come next and must not meet
+/// a helper at work.
 #[derive(Debug)]
 pub struct Session {
     id: ContainerId,
     child: Child,
-    stdin: ChildStdin,
+    stdin: Option<ChildStdin>,
     stdout: BufReader<ChildStdout>,
     init: Option<(Init, Registered)>,
     // Last: forgotten when the helper is killed.
@@ -48,7 +50,7 @@ impl Session {
             .map_err(failed)?;
         let gone = || failed(io::ErrorKind::BrokenPipe.into());
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).ok_or_else(gone)?;
-        let (stdin, stdout) = (child.stdin.take().ok_or_else(gone)?, child.stdout.take().ok_or_else(gone)?);
+        let (stdin, stdout) = (child.stdin.take(), child.stdout.take().ok_or_else(gone)?);
         let _registered = Registered::new(pid);
         Ok(Self { id, child, stdin, stdout: BufReader::new(stdout), init: None, _registered })
     }
@@ -90,8 +92,9 @@ impl Session {
     async fn send(&mut self, request: &impl Serialize, payload: &[u8]) -> io::Result<()> {
         let mut line = serde_json::to_vec(request)?;
         line.push(b'\n');
-        self.stdin.write_all(&line).await?;
-        self.stdin.write_all(payload).await
+        let stdin = self.stdin.as_mut().ok_or(io::ErrorKind::BrokenPipe)?;
+        stdin.write_all(&line).await?;
+        stdin.write_all(payload).await
     }
 
     /// The helper has said its last word: waits for its end.
@@ -146,7 +149,8 @@ async fn receive<A: DeserializeOwned>(from: &mut BufReader<ChildStdout>) -> io::
     serde_json::from_slice(&line).map_err(io::Error::from)
 }
 
-/// Runs one command in one helper.
+/// Runs one command in one helper. Should the caller go away, the command is ended and its helper waited for all the
+/// same: a helper left to itself would be taken for an orphan, and an unreaped command keeps its container from dying.
 pub async fn exec(
     id: ContainerId,
     helper: &Path,
@@ -165,10 +169,29 @@ pub async fn exec(
         timeout_ms: request.timeout_ms,
         output_bytes_max: request.output_max.0,
     };
-    let mut session = Session::spawn(id, helper, "exec")?;
-    let wait_ms_max = request.timeout_ms.saturating_add(EXEC_WAIT_MS_MORE);
-    let conversation = converse(&mut session, &command, &request.stdin);
-    let answer = tokio::time::timeout(Duration::from_millis(wait_ms_max), conversation).await;
+    let session = Session::spawn(id, helper, "exec")?;
+    let (_caller, caller_gone) = oneshot::channel();
+    let attended = tokio::spawn(attend(session, command, request.stdin.clone(), caller_gone));
+    attended.await.unwrap_or_else(|e| Err(RuntimeError::Helper { action: "attend", id, source: io::Error::other(e) }))
+}
+
+/// Sees a command through to its end, its time or its caller's end.
+async fn attend(
+    mut session: Session,
+    command: ExecCommand,
+    stdin: Vec<u8>,
+    caller_gone: oneshot::Receiver<()>,
+) -> Result<ExecOutcome, RuntimeError> {
+    let id = command.id;
+    let wait_ms_max = command.timeout_ms.saturating_add(EXEC_WAIT_MS_MORE);
+    // Both arms may be dropped at any point: what follows either of them ends the helper.
+    let answer = tokio::select! {
+        answer = tokio::time::timeout(Duration::from_millis(wait_ms_max), converse(&mut session, &command, &stdin)) => answer,
+        _ = caller_gone => {
+            session.hang_up().await;
+            return Err(RuntimeError::Helper { action: "wait for", id, source: io::ErrorKind::Interrupted.into() });
+        }
+    };
     match answer {
         Ok(Ok(outcome)) => {
             session.finish("end", EXIT_WAIT_MS_MAX).await?;
@@ -185,9 +208,11 @@ pub async fn exec(
     }
 }
 
-type Outcome = Result<ExecOutcome, crate::sys::runtime::wire::Failure>;
-
-async fn converse(session: &mut Session, command: &ExecCommand, stdin: &[u8]) -> io::Result<Outcome> {
+async fn converse(
+    session: &mut Session,
+    command: &ExecCommand,
+    stdin: &[u8],
+) -> io::Result<Result<ExecOutcome, Failure>> {
     session.send(command, stdin).await?;
     let mut report = receive(&mut session.stdout).await?;
     if let ExecReport::Running(process) = report {
@@ -211,8 +236,17 @@ async fn converse(session: &mut Session, command: &ExecCommand, stdin: &[u8]) ->
 }
 
 impl Session {
+    /// Lets an exec's helper end its command by itself; kills both if it does not.
+    async fn hang_up(mut self) {
+        self.stdin = None;
+        let ended = tokio::time::timeout(Duration::from_millis(EXIT_WAIT_MS_MAX), self.child.wait()).await;
+        if ended.is_err() {
+            self.give_up().await;
+        }
+    }
+
     /// Kills an exec's helper, and reaps the command, which dies with it and is ours then.
-    async fn give_up(&mut self) -> Option<ExitStatus> {
+    async fn give_up(mut self) -> Option<ExitStatus> {
         let command = self.init();
         let status = self.end().await;
         if let Some(command) = command {

@@ -20,6 +20,7 @@ use libcontainer::container::Container;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::oci_spec::runtime::{LinuxNamespaceType, PosixRlimitBuilder, Spec};
 use libcontainer::syscall::syscall::SyscallType;
+use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::{Mode, umask};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -30,7 +31,7 @@ use super::program::Workload;
 use super::{Daemon, NAME, Step, kernel, pipe, rootfs};
 use crate::sys::oci::{self, seccomp};
 use crate::sys::runtime::wire::{Failure, Places, StartReport, StartRequest};
-use crate::sys::runtime::{Init, Launch, process};
+use crate::sys::runtime::{Init, Launch, files, process};
 
 /// How long a dying init may take to say why.
 const OUTCOME_WAIT_MS_MAX: u16 = 1_000;
@@ -230,7 +231,9 @@ fn undo(container: Option<Container>, places: &Places) {
         let _ = container.delete(true);
     }
     reap_children();
-    let _ = crate::sys::runtime::files::remove(&places.dir);
+    // In our own mount namespace, if it came to that; in the host's nothing is mounted there.
+    let _ = umount2(&places.rootfs(), MntFlags::MNT_DETACH);
+    let _ = files::remove(&places.dir);
 }
 
 /// Waits, bounded, until no child is left, so that none becomes the subreaper's.
