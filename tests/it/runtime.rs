@@ -508,3 +508,111 @@ async fn a_closed_folder_above_the_runtime_is_named() {
     assert!(error.to_string().contains("others may not pass"), "{error}");
     bed.end(&launch).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_exec_helper_does_not_keep_its_container_from_dying() {
+    let bed = Bed::new();
+    let launch = bed.container(&SERVER);
+    let init = bed.run(&launch).await;
+    let marker = "sleep\x0081234\0";
+    let sleeper = request(&["sleep", "81234"]);
+    let killed = async {
+        let parent = loop {
+            let found = fs::read_dir("/proc").unwrap().flatten().find(|process| {
+                fs::read_to_string(process.path().join("cmdline")).is_ok_and(|cmdline| cmdline == marker)
+            });
+            match found {
+                Some(process) => break fs::read_to_string(process.path().join("stat")).unwrap(),
+                None => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        };
+        let parent = parent.rsplit(')').next().unwrap().split(' ').nth(2).unwrap().parse().unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(parent), nix::sys::signal::Signal::SIGKILL).unwrap();
+    };
+    let (outcome, ()) = tokio::join!(bed.runtime.exec(launch.id, init, &sleeper), killed);
+    assert!(matches!(outcome, Err(RuntimeError::Helper { .. })), "{outcome:?}");
+    assert_eq!(bed.runtime.signal(init, libc::SIGKILL).unwrap(), Delivery::Sent);
+    let ended = tokio::time::timeout(Duration::from_secs(2), bed.runtime.wait(init)).await;
+    assert_eq!(ended, Ok(Exit::Signal(libc::SIGKILL)));
+    bed.end(&launch).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_cannot_loosen_its_own_bonds() {
+    let bed = Bed::new();
+    let launch = bed.container(&SERVER);
+    let init = bed.run(&launch).await;
+    let refused = [
+        "mount -t tmpfs none /tmp",
+        "mount -o remount,rw /sys",
+        "cd /sys/fs/cgroup/memory || cd /sys/fs/cgroup; mkdir mine",
+        "cd /sys/fs/cgroup/pids || cd /sys/fs/cgroup; echo 1 > cgroup.procs",
+        "cd /sys/fs/cgroup/memory && echo 999999999 > memory.limit_in_bytes",
+        "cd /sys/fs/cgroup/memory || cd /sys/fs/cgroup; [ -f memory.max ] && echo max > memory.max",
+        "echo 1 > /proc/sys/net/ipv4/ip_forward",
+        "echo c > /proc/sysrq-trigger",
+        "echo x > /proc/sys/kernel/core_pattern",
+        "head -c 1 /proc/kcore | grep -q .",
+        "mknod /tmp/disk b 259 0 && head -c 1 /tmp/disk",
+        "unshare -U true",
+        "unshare -m true",
+        "chroot /proc/1/root/../../.. ls /work",
+        "hostname changed",
+        "ip link add dummy0 type dummy",
+    ];
+    for attempt in refused {
+        let outcome = bed.exec(&launch, init, &["/bin/busybox", "sh", "-c", attempt]).await;
+        assert_ne!(outcome.exit, Exit::Code(0), "{attempt}: {}", text(&outcome.stdout));
+    }
+    // A device file in the image is a file like any other.
+    let device = launch.rootfs.join("srv/null");
+    let made = std::process::Command::new("mknod").arg("-m666").arg(&device).args(["c", "1", "3"]).status().unwrap();
+    assert!(made.success());
+    let outcome = bed.exec(&launch, init, &["sh", "-c", "echo x > /srv/null"]).await;
+    assert_ne!(outcome.exit, Exit::Code(0), "a device file of the image works");
+    bed.end(&launch).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_of_an_earlier_daemon_is_adopted_and_removed() {
+    let bed = Bed::new();
+    let launch = bed.container(&SERVER);
+    let init = bed.run(&launch).await;
+    // Nothing of a runtime lies in its memory alone.
+    let helper = Path::new(env!("CARGO_BIN_EXE_tenantry"));
+    let next = HelperRuntime::with_helper(&bed.folder.path().join("run"), helper).unwrap();
+    assert_eq!(next.list().await.unwrap(), [launch.id]);
+    assert!(next.is_alive(init));
+    assert_eq!(next.exec(launch.id, init, &request(&["true"])).await.unwrap().exit, Exit::Code(0));
+    next.remove(launch.id).await.unwrap();
+    assert!(!next.is_alive(init));
+    bed.end(&launch).await;
+}
+
+/// The bundle as it lies there, without anything of ours: no pinned namespaces, no idmapped rootfs.
+#[test]
+fn runc_takes_the_same_bundle() {
+    use std::process::Command;
+    if Command::new("runc").arg("--version").output().is_err() {
+        panic!("runc is needed");
+    }
+    let bed = Bed::new();
+    let launch = bed.container(&["sh", "-c", "id -u; cat /proc/self/uid_map; env; cat /proc/self/status"]);
+    // runc 1.1 has no idmapped mounts: shift the files themselves.
+    let owner = format!("{FIRST_ID}:{FIRST_ID}");
+    assert!(Command::new("chown").args(["-hR", &owner]).arg(&launch.rootfs).status().unwrap().success());
+    let output = Command::new("runc")
+        .arg("--root")
+        .arg(bed.folder.path().join("runc"))
+        .args(["run", "--bundle"])
+        .arg(&launch.bundle)
+        .arg(launch.id.to_string())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let said = text(&output.stdout);
+    for wanted in ["0\n", "PLAN=pro", &FIRST_ID.to_string(), "Seccomp:\t2", "NoNewPrivs:\t1", "00000000000405fb"] {
+        assert!(said.contains(wanted), "{wanted:?} is not in {said}");
+    }
+    bed.cgroups.remove(launch.id);
+}

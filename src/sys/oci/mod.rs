@@ -185,7 +185,7 @@ pub fn write_spec(bundle: &Path, spec: &Spec) -> Result<(), OciError> {
 
 fn check(input: &BundleSpec<'_>) -> Result<(), OciError> {
     let rules = [
-        (!input.args.first().is_some_and(|program| !program.is_empty()), "there is no program to run"),
+        (input.args.first().is_none_or(|program| program.is_empty()), "there is no program to run"),
         (input.args.iter().any(|arg| arg.contains('\0')), "an argument holds a NUL byte"),
         (
             input.env.iter().any(|(key, _)| key.is_empty() || key.contains(['=', '\0'])),

@@ -120,7 +120,7 @@ pub fn compile(profile: &LinuxSeccomp) -> Result<Vec<u8>, OciError> {
 
 fn sound(program: &[u8]) -> bool {
     let count = program.len() / INSTRUCTION_BYTES;
-    program.len() % INSTRUCTION_BYTES == 0 && (1..=PROGRAM_INSTRUCTIONS_MAX).contains(&count)
+    program.len().is_multiple_of(INSTRUCTION_BYTES) && (1..=PROGRAM_INSTRUCTIONS_MAX).contains(&count)
 }
 
 fn digest(profile: &LinuxSeccomp) -> String {
