@@ -9,7 +9,8 @@
 //! [egress]                      # from the tenant
 //! default = "allow"
 //!
-//! [[egress.rules]]              # in order; the first match decides; at most 500 a direction
+//! [[egress.rules]]              # in order; the first match decides; at most 500 a direction, with 1000
+//!                               # pairs of a network and a port between them
 //! action = "reject"             # allow | reject (an error at once) | drop (silence)
 //! protocol = "tcp"              # tcp | udp | icmp4; absent: any
 //! peers = ["10.0.0.0/8"]        # the other side's networks; absent: any
@@ -30,8 +31,8 @@ use serde::{Deserialize, Serialize};
 /// Rules of one direction, at most.
 pub const RULES_MAX: usize = 500;
 
-/// Networks or port ranges of one rule, at most.
-pub const ITEMS_PER_RULE_MAX: usize = 256;
+/// Pairs of a network and a range of ports in one direction, at most: what the firewall has to look at one by one.
+pub const PAIRS_MAX: usize = 1000;
 
 /// Length of a rule's description, at most, in bytes.
 pub const DESCRIPTION_BYTES_MAX: usize = 256;
@@ -159,15 +160,15 @@ pub struct Rule {
 }
 
 impl Rule {
+    fn pairs(&self) -> usize {
+        self.peers.len().max(1).saturating_mul(self.ports.len().max(1))
+    }
+
     fn fault(&self) -> Option<&'static str> {
         let has_ports = matches!(self.protocol, Some(Protocol::Tcp | Protocol::Udp));
         let description = self.description.as_deref().unwrap_or_default();
         if !self.ports.is_empty() && !has_ports {
             Some("`ports` needs `protocol` to be tcp or udp")
-        } else if self.ports.len() > ITEMS_PER_RULE_MAX {
-            Some("`ports` has more than 256 entries")
-        } else if self.peers.len() > ITEMS_PER_RULE_MAX {
-            Some("`peers` has more than 256 entries")
         } else if self.peers.iter().any(|network| network.network() != network.ip()) {
             Some("`peers` has a network with host bits set, such as 10.1.2.3/8: 10.0.0.0/8 is wanted")
         } else if description.len() > DESCRIPTION_BYTES_MAX || description.chars().any(char::is_control) {
@@ -187,6 +188,13 @@ pub struct Direction {
     /// In order; the first match decides.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<Rule>,
+}
+
+impl Direction {
+    /// Pairs of a network and a range of ports, over all rules.
+    pub fn pairs(&self) -> usize {
+        self.rules.iter().map(Rule::pairs).fold(0, usize::saturating_add)
+    }
 }
 
 /// A whole policy: what may come in from outside this machine's tenants, and what may go out.
@@ -221,6 +229,14 @@ pub enum PolicyError {
         /// How many it has.
         count: usize,
     },
+    /// A direction's rules have too many networks and ports between them.
+    #[error("the rules of {direction} have {count} pairs of a network and a port, more than {PAIRS_MAX}")]
+    TooManyPairs {
+        /// "ingress" or "egress".
+        direction: &'static str,
+        /// How many they have.
+        count: usize,
+    },
     /// A rule says something that cannot be.
     #[error("{direction} rule {number}{}: {fault}", label(.description))]
     Rule {
@@ -251,9 +267,13 @@ fn label(description: &Option<String>) -> String {
 impl Policy {
     /// Whether the firewall can keep it: see [`PolicyError`] for what may be wrong.
     pub fn check(&self) -> Result<(), PolicyError> {
-        for (direction, Direction { rules, .. }) in [("ingress", &self.ingress), ("egress", &self.egress)] {
+        for (direction, side) in [("ingress", &self.ingress), ("egress", &self.egress)] {
+            let rules = &side.rules;
             if rules.len() > RULES_MAX {
                 return Err(PolicyError::TooManyRules { direction, count: rules.len() });
+            }
+            if side.pairs() > PAIRS_MAX {
+                return Err(PolicyError::TooManyPairs { direction, count: side.pairs() });
             }
             let faults = rules.iter().zip(1..).find_map(|(rule, number)| Some((rule.fault()?, rule, number)));
             if let Some((fault, rule, number)) = faults {
@@ -436,6 +456,11 @@ mod tests {
     fn a_direction_has_a_bounded_number_of_rules() {
         let rule = "[[egress.rules]]\naction = \"drop\"\n";
         assert!(refusal(&rule.repeat(RULES_MAX + 1)).contains("egress has 501 rules, more than 500"));
+        let ports: Vec<_> = (1..=101).map(|port| format!("\"{port}\"")).collect();
+        let peers: Vec<_> = (1..=10).map(|n| format!("\"10.{n}.0.0/16\"")).collect();
+        let (ports, peers) = (ports.join(","), peers.join(","));
+        let wide = format!("[[egress.rules]]\naction=\"drop\"\nprotocol=\"tcp\"\nports=[{ports}]\npeers=[{peers}]\n");
+        assert!(refusal(&wide).contains("egress have 1010 pairs"));
     }
 
     #[test]

@@ -334,6 +334,90 @@ fn of_orders_for_one_slot_the_last_counts() {
 }
 
 #[test]
+fn one_slots_refused_rules_fail_no_others() {
+    let machine = Machine::start();
+    // Somebody has put another verdict where slot 2's would go.
+    nft("add element inet lab egress { lab-2 : drop }");
+    let (firewall, web) = (&machine.firewall, policy("web"));
+    machine.runtime.block_on(async {
+        let (one, two, three) =
+            tokio::join!(firewall.apply(Slot(1), &web), firewall.apply(Slot(2), &web), firewall.apply(Slot(3), &web));
+        assert!(one.is_ok() && three.is_ok());
+        let refusal = two.unwrap_err();
+        let wanted = "the firewall refused the transaction that would load the chains of slot 2 in table inet lab";
+        assert_eq!(refusal.to_string(), wanted);
+        assert_eq!(firewall.list().await.unwrap(), [Slot(1), Slot(3)]);
+    });
+}
+
+#[test]
+fn an_apply_waits_for_the_removal_of_its_slot_that_is_under_way() {
+    let machine = Machine::start();
+    let (firewall, web) = (&machine.firewall, policy("web"));
+    machine.runtime.block_on(async {
+        for _ in 0..5 {
+            firewall.apply(Slot(1), &web).await.unwrap();
+            let before = firewall.transactions();
+            let removal = {
+                let firewall = firewall.clone();
+                tokio::spawn(async move { firewall.remove(Slot(1)).await })
+            };
+            while firewall.transactions() == before {
+                tokio::task::yield_now().await;
+            }
+            firewall.apply(Slot(1), &web).await.unwrap();
+            removal.await.unwrap().unwrap();
+            assert_eq!(firewall.list().await.unwrap(), [Slot(1)]);
+        }
+    });
+}
+
+#[test]
+fn every_shipped_policy_and_one_at_its_limits_are_accepted() {
+    let machine = Machine::start();
+    let side = |default: &str, direction: &str| {
+        let rule = format!(
+            "[[{direction}.rules]]\naction = \"reject\"\ndescription = \"{}\"\npeers = [\"198.18.0.0/16\", \"192.0.2.1/32\"]\n",
+            "\\\"ü".repeat(80)
+        );
+        format!("[{direction}]\ndefault = \"{default}\"\n{}", rule.repeat(500))
+    };
+    let text = side("reject", "ingress") + &side("allow", "egress");
+    let mut policies = Policies::shipped().unwrap();
+    policies.add("limits".parse().unwrap(), &text).unwrap();
+    let tenants: Vec<_> =
+        (1..).map(Slot).zip(policies.names().map(|name| policies.get(name).unwrap().clone())).collect();
+    machine.runtime.block_on(async {
+        machine.firewall.load(&tenants).await.unwrap();
+        assert_eq!(machine.firewall.list().await.unwrap().len(), 5);
+        let limits = policies.get(&"limits".parse().unwrap()).unwrap();
+        let applies = (1..=3).map(|slot| machine.firewall.apply(Slot(slot), limits));
+        futures_util::future::try_join_all(applies).await.unwrap();
+    });
+}
+
+#[test]
+fn the_first_answer_after_up_is_not_lost() {
+    let machine = Machine::start();
+    let web = policy("web");
+    let tenants: Vec<_> = (1..=40)
+        .map(|slot| {
+            let netns = Netns::new();
+            machine.runtime.block_on(machine.links.attach(Slot(slot), &netns.path())).unwrap();
+            machine.runtime.block_on(machine.firewall.apply(Slot(slot), &web)).unwrap();
+            (slot, Echo::listen(&netns, 8080), netns)
+        })
+        .collect();
+    for (slot, _server, _netns) in &tenants {
+        machine.runtime.block_on(machine.links.up(Slot(*slot))).unwrap();
+        let start = Instant::now();
+        Conversation::open(address(*slot), 8080, PATIENCE).unwrap();
+        // A lost answer comes again after a second.
+        assert!(start.elapsed() < Duration::from_millis(900), "slot {slot} took {:?}", start.elapsed());
+    }
+}
+
+#[test]
 fn removal_leaves_nothing_and_may_be_repeated() {
     let machine = Machine::start();
     let empty = nft("list table inet lab");

@@ -130,6 +130,17 @@ pub(super) fn get(link: &str) -> Request {
     request("look up the host's end", 0, RouteNetlinkMessage::GetLink(LinkUnspec::new_with_name(link).build()))
 }
 
+/// Asks for the peer of a link, in the namespace that the link's own description numbers.
+///
+/// The answer is thrown away; the question is what counts. When the host's end comes up its peer has a carrier at
+/// once, but sends nothing until a worker of the kernel's (linkwatch) has noticed. Mostly that is sooner than the first
+/// packet; when it is not, the first answer of the tenant is lost and a second goes by until TCP tries again. The
+/// kernel (since 6.8) lets the worker finish before it answers this question.
+pub(super) fn get_peer(index: u32, netns_id: i32) -> Request {
+    let message = LinkUnspec::new_with_index(index).append_extra_attribute(LinkAttribute::IfNetnsId(netns_id)).build();
+    request("look up the container's end of", 0, RouteNetlinkMessage::GetLink(message))
+}
+
 /// Asks for all links.
 pub(super) fn list() -> Request {
     request("list the links", NLM_F_DUMP, RouteNetlinkMessage::GetLink(LinkMessage::default()))
@@ -180,6 +191,7 @@ pub(super) fn tenant_route(index: u32, address: Ipv4Addr) -> Request {
 pub(super) struct LinkFacts {
     pub(super) index: u32,
     pub(super) peer_index: Option<u32>,
+    pub(super) peer_netns_id: Option<i32>,
     pub(super) name: String,
     pub(super) stats: Option<Stats64>,
 }
@@ -192,6 +204,7 @@ impl LinkFacts {
             match attribute {
                 LinkAttribute::IfName(name) => facts.name = name,
                 LinkAttribute::Link(index) => facts.peer_index = Some(index),
+                LinkAttribute::LinkNetNsId(id) => facts.peer_netns_id = Some(id),
                 LinkAttribute::Stats64(stats) => facts.stats = Some(stats),
                 _ => {}
             }

@@ -12,8 +12,10 @@ use std::{io, thread};
 
 use futures_util::StreamExt;
 use nix::sched::{CloneFlags, setns};
-use rtnetlink::packet_core::NetlinkPayload;
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::sys::protocols::NETLINK_ROUTE;
+use rtnetlink::sys::{Socket, SocketAddr};
 use rtnetlink::{Error, Handle};
 use tokio::runtime;
 use tokio::sync::oneshot;
@@ -26,6 +28,9 @@ pub(super) const REQUEST_MS_MAX: u64 = 10_000;
 /// How long opening a socket inside a namespace may take.
 const ENTER_MS_MAX: u64 = 5_000;
 
+/// Removals under way at once, each on a thread; further ones wait.
+const APART_MAX: usize = 8;
+
 /// Answers to one request, at most: links of one host, far above what a host has.
 const ANSWERS_MAX: usize = 65_536;
 
@@ -33,6 +38,7 @@ const ANSWERS_MAX: usize = 65_536;
 #[derive(Debug)]
 pub(super) enum WireError {
     Kernel(Error),
+    Socket(io::Error),
     Timeout,
 }
 
@@ -52,7 +58,7 @@ pub(super) struct Inside(Handle);
 impl Wire {
     /// Starts the thread, in the caller's network namespace.
     pub(super) fn open() -> io::Result<Self> {
-        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = runtime::Builder::new_current_thread().enable_all().max_blocking_threads(APART_MAX).build()?;
         let driver = runtime.handle().clone();
         let (stop, stopped) = oneshot::channel();
         let (connection, host, _) = {
@@ -71,6 +77,20 @@ impl Wire {
     /// One request to the host's own namespace, and its answers.
     pub(super) async fn ask(&self, request: Request) -> Result<Vec<RouteNetlinkMessage>, WireError> {
         ask(&self.host, request).await
+    }
+
+    /// One slow request to the host's own namespace, on a socket and a thread of its own, so that it keeps no other
+    /// waiting.
+    pub(super) async fn ask_apart(&self, request: Request) -> Result<(), WireError> {
+        let gone = |error| WireError::Socket(io::Error::other(error));
+        // A socket belongs to the namespace of the thread that opens it: the driver's, not a pool thread's.
+        let socket = self.driver.spawn(async { Socket::new(NETLINK_ROUTE) }).await.map_err(gone)?;
+        let socket = socket.map_err(WireError::Socket)?;
+        let work = self.driver.spawn_blocking(move || exchange(&socket, request));
+        match tokio::time::timeout(Duration::from_millis(REQUEST_MS_MAX), work).await {
+            Ok(outcome) => outcome.map_err(gone)?,
+            Err(_) => Err(WireError::Timeout),
+        }
     }
 
     /// Opens a socket in another network namespace, and switches IPv6 off there: `all` covers the devices that are
@@ -124,6 +144,26 @@ fn disable_ipv6(link: &str) -> io::Result<()> {
         // A kernel without IPv6, or a link that is gone by now: nothing to switch off.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
+    }
+}
+
+/// Sends one request and reads its acknowledgement; blocks.
+fn exchange(socket: &Socket, request: Request) -> Result<(), WireError> {
+    let mut message = request.message;
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    let talk = || {
+        socket.send_to(&bytes, &SocketAddr::new(0, 0), 0)?;
+        socket.recv_from_full().map(|(answer, _)| answer)
+    };
+    let answer = talk().map_err(WireError::Socket)?;
+    let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer)
+        .map_err(|error| WireError::Kernel(Error::InvalidNla(error.to_string())))?;
+    match answer.payload {
+        NetlinkPayload::Error(error) if error.code.is_some() => Err(WireError::Kernel(Error::NetlinkError(error))),
+        NetlinkPayload::Error(_) => Ok(()),
+        _ => Err(WireError::Kernel(Error::UnexpectedMessage(answer))),
     }
 }
 

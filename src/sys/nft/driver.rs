@@ -1,21 +1,24 @@
 //! [`Firewall`] as the kernel keeps it: one task owns the table and hands transactions to nft.
 //!
 //! A run of nft costs milliseconds whatever it changes, so what is asked for while one runs goes into the next one
-//! together. A removal that comes alone waits a moment for company. Of several orders for one slot the last counts.
-//! Where a merged transaction is refused each slot is tried alone, so that one tenant's bad rules fail no other's.
+//! together. Where a merged transaction is refused each slot is tried alone, so that one tenant's bad rules fail no
+//! other's.
+//!
+//! Removals run behind, in a lane of their own: nft ends only when the kernel has freed what was removed (a grace
+//! period of RCU: 10 to 20 ms where a load takes 4), and no start shall wait for that. The lanes never hold the same
+//! slot at once, and of several orders for one slot the last counts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use nftables::schema::{NfListObject, NfObject, Nftables};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, timeout_at};
+use tokio::task::JoinHandle;
 
 use super::render::{Batch, Renderer};
-use super::run::{self, NFT_MS_MAX, RunError};
+use super::run::{self, CHANGE_MS_MAX, LOAD_MS_MAX, RunError};
 use super::{Firewall, FirewallError};
 use crate::domain::policy::Policy;
 use crate::domain::{Instance, Slot, Subnet};
@@ -26,8 +29,9 @@ const QUEUE_MAX: usize = 1024;
 /// Orders in one transaction.
 const MERGE_MAX: usize = 512;
 
-/// How long removals alone wait for other orders to go with, in milliseconds.
-const REMOVAL_DELAY_MS_MAX: u64 = 5;
+/// Pairs of networks and ports in one transaction, but for the last order's. nft takes about 0.1 ms a rule, and a pair
+/// is up to two rules: a transaction stays around a second, and one tenant's long policy delays the others no longer.
+const MERGED_PAIRS_MAX: usize = 2_000;
 
 type Reply<T> = oneshot::Sender<Result<T, FirewallError>>;
 
@@ -52,22 +56,23 @@ enum Change {
 #[derive(Debug, Clone)]
 pub struct NftFirewall {
     queue: mpsc::Sender<Order>,
-    transactions: Arc<AtomicU64>,
+    kernel: Arc<Kernel>,
 }
 
 impl NftFirewall {
     /// Starts the task on the current tokio runtime. Touches nothing yet.
     pub fn new(instance: Instance, subnet: Subnet) -> Self {
         let (queue, orders) = mpsc::channel(QUEUE_MAX);
-        let transactions = Arc::new(AtomicU64::new(0));
-        let task = Task { orders, renderer: Renderer::new(instance, subnet), transactions: transactions.clone() };
+        let renderer = Renderer::new(instance, subnet);
+        let kernel = Arc::new(Kernel { renderer, transactions: AtomicU64::new(0) });
+        let task = Task { orders, kernel: kernel.clone(), removals: BTreeMap::new(), behind: None };
         tokio::spawn(task.run());
-        Self { queue, transactions }
+        Self { queue, kernel }
     }
 
     /// How many transactions nft was given so far.
     pub fn transactions(&self) -> u64 {
-        self.transactions.load(Ordering::Relaxed)
+        self.kernel.transactions.load(Ordering::Relaxed)
     }
 
     async fn order<T>(&self, order: impl FnOnce(Reply<T>) -> Order) -> Result<T, FirewallError> {
@@ -102,28 +107,25 @@ impl Firewall for NftFirewall {
     }
 }
 
-/// The changes of one transaction, the last one of each slot, with everybody who waits for it.
-#[derive(Debug, Default)]
-struct Changes {
-    by_slot: BTreeMap<Slot, (Change, Vec<Reply<()>>)>,
-    orders: usize,
-    applies: usize,
-}
+/// What waits for a slot's order to be carried out.
+type Replies = Vec<Reply<()>>;
 
-impl Changes {
-    fn add(&mut self, slot: Slot, change: Change, reply: Reply<()>) {
-        self.orders += 1;
-        self.applies += usize::from(matches!(change, Change::Apply(_)));
-        let (_, mut replies) = self.by_slot.remove(&slot).unwrap_or((Change::Remove, Vec::new()));
-        replies.push(reply);
-        self.by_slot.insert(slot, (change, replies));
-    }
+/// Chains to load, by slot, with everybody who waits for them.
+type Applies = BTreeMap<Slot, (Box<Policy>, Replies)>;
+
+/// The removals under way.
+#[derive(Debug)]
+struct Behind {
+    slots: BTreeSet<Slot>,
+    done: JoinHandle<()>,
 }
 
 struct Task {
     orders: mpsc::Receiver<Order>,
-    renderer: Renderer,
-    transactions: Arc<AtomicU64>,
+    kernel: Arc<Kernel>,
+    /// Removals that wait for those under way.
+    removals: BTreeMap<Slot, Replies>,
+    behind: Option<Behind>,
 }
 
 impl Task {
@@ -131,76 +133,147 @@ impl Task {
     async fn run(mut self) {
         let mut held = None;
         loop {
-            let next = match held.take() {
+            self.start_removals();
+            let order = match held.take() {
                 Some(order) => order,
-                None => match self.orders.recv().await {
-                    Some(order) => order,
-                    None => return,
+                None => tokio::select! {
+                    // Cancel-safe: `recv` loses no order.
+                    order = self.orders.recv() => match order {
+                        Some(order) => order,
+                        None => return self.finish_removals().await,
+                    },
+                    // Cancel-safe: the removals run in a task of their own.
+                    () = ended(&mut self.behind) => continue,
                 },
             };
             // Whoever gave up waiting does not hear the answer; the work is done all the same.
-            match next {
+            match order {
                 Order::Change { slot, change, reply } => {
-                    let mut changes = Changes::default();
-                    changes.add(slot, change, reply);
-                    held = self.gather(&mut changes).await;
-                    self.change(changes).await;
+                    let mut applies = Applies::new();
+                    self.sort(&mut applies, slot, change, reply);
+                    held = self.gather(&mut applies).await;
+                    self.apply(applies).await;
                 }
-                Order::Load { tenants, reply } => drop(reply.send(self.load(&tenants).await)),
-                Order::List { reply } => drop(reply.send(self.list().await)),
-                Order::Unload { reply } => drop(reply.send(self.unload().await)),
+                Order::Load { tenants, reply } => {
+                    self.finish_removals().await;
+                    let _ = reply.send(self.kernel.load(&tenants).await);
+                }
+                Order::List { reply } => {
+                    self.finish_removals().await;
+                    let _ = reply.send(self.kernel.list().await);
+                }
+                Order::Unload { reply } => {
+                    self.finish_removals().await;
+                    let _ = reply.send(self.kernel.unload().await);
+                }
             }
         }
     }
 
     /// Takes further changes off the queue; gives back the first order that is something else.
-    async fn gather(&mut self, changes: &mut Changes) -> Option<Order> {
-        let deadline = Instant::now() + Duration::from_millis(REMOVAL_DELAY_MS_MAX);
+    async fn gather(&mut self, applies: &mut Applies) -> Option<Order> {
         // Callers who are ready to ask get to ask.
         tokio::task::yield_now().await;
-        while changes.orders < MERGE_MAX {
-            let next = match self.orders.try_recv() {
-                Ok(order) => Some(order),
-                Err(_) if changes.applies > 0 => None,
-                // Cancel-safe: `recv` loses no order when the deadline comes first.
-                Err(_) => timeout_at(deadline, self.orders.recv()).await.ok().flatten(),
-            };
-            match next {
-                Some(Order::Change { slot, change, reply }) => changes.add(slot, change, reply),
-                other => return other,
+        for _ in 1..MERGE_MAX {
+            let pairs = |(policy, _): &(Box<Policy>, Replies)| policy.ingress.pairs() + policy.egress.pairs();
+            if applies.values().map(pairs).sum::<usize>() > MERGED_PAIRS_MAX {
+                break;
+            }
+            match self.orders.try_recv().ok()? {
+                Order::Change { slot, change, reply } => self.sort(applies, slot, change, reply),
+                other => return Some(other),
             }
         }
         None
     }
 
-    async fn change(&self, changes: Changes) {
-        let slots = changes.by_slot;
-        if slots.len() > 1 {
-            let mut batch = Batch::default();
-            let rendered = slots.iter().try_for_each(|(slot, (change, _))| self.render(&mut batch, *slot, change));
-            let merged = match rendered {
-                Ok(()) => self.commit(&batch, || format!("change the chains of {} slots", slots.len())).await,
-                Err(error) => Err(error),
-            };
-            match merged {
-                Ok(()) => return slots.into_values().for_each(|(_, replies)| answer(replies, &Ok(()))),
+    /// Of several orders for one slot the last counts, and everybody gets its outcome.
+    fn sort(&mut self, applies: &mut Applies, slot: Slot, change: Change, reply: Reply<()>) {
+        let mut replies = applies.remove(&slot).map(|(_, replies)| replies).unwrap_or_default();
+        replies.extend(self.removals.remove(&slot).unwrap_or_default());
+        replies.push(reply);
+        match change {
+            Change::Apply(policy) => drop(applies.insert(slot, (policy, replies))),
+            Change::Remove => drop(self.removals.insert(slot, replies)),
+        }
+    }
+
+    async fn apply(&mut self, applies: Applies) {
+        if self.behind.as_ref().is_some_and(|behind| applies.keys().any(|slot| behind.slots.contains(slot))) {
+            ended(&mut self.behind).await;
+        }
+        let changes = applies.into_iter().map(|(slot, (policy, replies))| (slot, (Change::Apply(policy), replies)));
+        self.kernel.change(changes.collect()).await;
+    }
+
+    /// Lets the removals that wait go, all in one transaction, unless some are under way.
+    fn start_removals(&mut self) {
+        if self.behind.is_some() || self.removals.is_empty() {
+            return;
+        }
+        let removals = std::mem::take(&mut self.removals);
+        let slots = removals.keys().copied().collect();
+        let changes = removals.into_iter().map(|(slot, replies)| (slot, (Change::Remove, replies))).collect();
+        let kernel = self.kernel.clone();
+        self.behind = Some(Behind { slots, done: tokio::spawn(async move { kernel.change(changes).await }) });
+    }
+
+    /// Waits until no removal waits or is under way.
+    async fn finish_removals(&mut self) {
+        while self.behind.is_some() || !self.removals.is_empty() {
+            self.start_removals();
+            ended(&mut self.behind).await;
+        }
+    }
+}
+
+/// Waits for the removals under way; for ever where there are none.
+async fn ended(behind: &mut Option<Behind>) {
+    match behind {
+        // A panic in there has dropped the replies, and so told who waits.
+        Some(Behind { done, .. }) => drop(done.await),
+        None => std::future::pending().await,
+    }
+    *behind = None;
+}
+
+/// Transactions with nft.
+#[derive(Debug)]
+struct Kernel {
+    renderer: Renderer,
+    transactions: AtomicU64,
+}
+
+impl Kernel {
+    async fn change(&self, changes: BTreeMap<Slot, (Change, Replies)>) {
+        if changes.len() > 1 {
+            match self.change_together(&changes).await {
+                Ok(()) => return changes.into_values().for_each(|(_, replies)| answer(replies, &Ok(()))),
                 // Trying each alone would only wait as long again, each.
                 Err(error @ FirewallError::Timeout { .. }) => {
-                    return slots.into_values().for_each(|(_, replies)| answer(replies, &Err(error.clone())));
+                    return changes.into_values().for_each(|(_, replies)| answer(replies, &Err(error.clone())));
                 }
-                Err(error) => tracing::warn!(%error, slots = slots.len(), "trying each slot's chains alone"),
+                Err(error) => tracing::warn!(%error, slots = changes.len(), "trying each slot's chains alone"),
             }
         }
-        for (slot, (change, replies)) in slots {
+        for (slot, (change, replies)) in changes {
             answer(replies, &self.change_one(slot, &change).await);
         }
+    }
+
+    async fn change_together(&self, changes: &BTreeMap<Slot, (Change, Replies)>) -> Result<(), FirewallError> {
+        let mut batch = Batch::default();
+        for (slot, (change, _)) in changes {
+            self.render(&mut batch, *slot, change)?;
+        }
+        self.commit(&batch, CHANGE_MS_MAX, || format!("change the chains of {} slots", changes.len())).await
     }
 
     async fn change_one(&self, slot: Slot, change: &Change) -> Result<(), FirewallError> {
         let mut batch = Batch::default();
         self.render(&mut batch, slot, change)?;
         let verb = if matches!(change, Change::Remove) { "remove" } else { "load" };
-        let outcome = self.commit(&batch, || format!("{verb} the chains of slot {slot}")).await;
+        let outcome = self.commit(&batch, CHANGE_MS_MAX, || format!("{verb} the chains of slot {slot}")).await;
         match (outcome, change) {
             // Without the table there is nothing to remove from; what is not there is removed.
             (Err(error @ FirewallError::Refused { .. }), Change::Remove) => {
@@ -228,13 +301,13 @@ impl Task {
         for (slot, policy) in tenants {
             self.renderer.tenant(&mut batch, *slot, policy).ok_or(FirewallError::NoAddress(*slot))?;
         }
-        self.commit(&batch, || "load the whole table".into()).await
+        self.commit(&batch, LOAD_MS_MAX, || "load the whole table".into()).await
     }
 
     async fn unload(&self) -> Result<(), FirewallError> {
         let mut batch = Batch::default();
         self.renderer.nothing(&mut batch);
-        self.commit(&batch, || "remove the table".into()).await
+        self.commit(&batch, CHANGE_MS_MAX, || "remove the table".into()).await
     }
 
     async fn list(&self) -> Result<Vec<Slot>, FirewallError> {
@@ -254,21 +327,21 @@ impl Task {
         Ok(slots)
     }
 
-    async fn commit(&self, batch: &Batch, action: impl Fn() -> String) -> Result<(), FirewallError> {
+    async fn commit(&self, batch: &Batch, ms_max: u64, action: impl Fn() -> String) -> Result<(), FirewallError> {
         self.transactions.fetch_add(1, Ordering::Relaxed);
-        run::commit(&batch.to_json()).await.map_err(|error| self.named(action(), error))
+        run::commit(&batch.to_json(), ms_max).await.map_err(|error| self.named(action(), error))
     }
 
     fn named(&self, action: String, error: RunError) -> FirewallError {
         let table = self.renderer.table().to_owned();
         match error {
             RunError::Nft(source) => FirewallError::Refused { action, table, source: Arc::new(source) },
-            RunError::Timeout => FirewallError::Timeout { action, table, waited_ms: NFT_MS_MAX },
+            RunError::Timeout { waited_ms } => FirewallError::Timeout { action, table, waited_ms },
         }
     }
 }
 
-fn answer(replies: Vec<Reply<()>>, outcome: &Result<(), FirewallError>) {
+fn answer(replies: Replies, outcome: &Result<(), FirewallError>) {
     for reply in replies {
         // Whoever gave up waiting does not hear the answer; the work is done all the same.
         let _ = reply.send(outcome.clone());

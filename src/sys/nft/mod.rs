@@ -4,6 +4,7 @@
 //! that are established stay open when rules change.
 
 mod driver;
+mod folder;
 mod render;
 mod run;
 
@@ -15,6 +16,7 @@ use crate::domain::Slot;
 use crate::domain::policy::Policy;
 
 pub use driver::NftFirewall;
+pub use folder::{PolicyFolderError, load_policies};
 
 /// A firewall operation that failed.
 ///

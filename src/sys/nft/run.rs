@@ -11,8 +11,11 @@ use nftables::helper::NftablesError;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
-/// How long nft may take; it waits while other tables of the machine change.
-pub(super) const NFT_MS_MAX: u64 = 10_000;
+/// How long nft may take for a part of the table; it waits while other tables of the machine change.
+pub(super) const CHANGE_MS_MAX: u64 = 10_000;
+
+/// How long nft may take for the whole table: a thousand tenants of twenty rules take a second.
+pub(super) const LOAD_MS_MAX: u64 = 60_000;
 
 /// Output kept of one run: a listing of all chains of 65 thousand tenants fits.
 const OUTPUT_BYTES_MAX: u64 = 32 * 1024 * 1024;
@@ -26,24 +29,24 @@ const PROGRAM: &str = "nft";
 #[derive(Debug)]
 pub(super) enum RunError {
     Nft(NftablesError),
-    Timeout,
+    Timeout { waited_ms: u64 },
 }
 
 /// Hands one transaction to nft; all of it is in force afterwards, or nothing.
-pub(super) async fn commit(json: &str) -> Result<(), RunError> {
-    run(&["-j", "-f", "-"], json, "applying a transaction").await.map(drop)
+pub(super) async fn commit(json: &str, waited_ms: u64) -> Result<(), RunError> {
+    run(&["-j", "-f", "-"], json, "applying a transaction", waited_ms).await.map(drop)
 }
 
 /// The chains of all tables of the family, as JSON.
 pub(super) async fn list_chains() -> Result<String, RunError> {
-    run(&["-j", "list", "chains", "inet"], "", "listing the chains").await
+    run(&["-j", "list", "chains", "inet"], "", "listing the chains", CHANGE_MS_MAX).await
 }
 
-async fn run(args: &[&str], input: &str, what: &str) -> Result<String, RunError> {
-    let output = match tokio::time::timeout(Duration::from_millis(NFT_MS_MAX), execute(args, input)).await {
+async fn run(args: &[&str], input: &str, what: &str, waited_ms: u64) -> Result<String, RunError> {
+    let output = match tokio::time::timeout(Duration::from_millis(waited_ms), execute(args, input)).await {
         Ok(Ok(output)) => output,
         Ok(Err(inner)) => return Err(RunError::Nft(NftablesError::NftExecution { program: PROGRAM.into(), inner })),
-        Err(_) => return Err(RunError::Timeout),
+        Err(_) => return Err(RunError::Timeout { waited_ms }),
     };
     let stderr = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {
