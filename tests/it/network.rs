@@ -1,9 +1,15 @@
 //! Links and firewall together, with real packets: what passes, and what does not.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::sockopt::ReceiveTimeout;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, recvfrom, sendto, setsockopt, socket,
+};
+use nix::sys::time::TimeVal;
 use tenantry::domain::policy::{Policies, Policy};
 use tenantry::domain::slot::GATEWAY;
 use tenantry::domain::{Instance, Slot, Subnet};
@@ -12,8 +18,8 @@ use tenantry::sys::nft::{Firewall, FirewallError, NftFirewall};
 use tokio::runtime::Runtime;
 
 use crate::support::net::{
-    Conversation, Echo, HOST, INTERNET, METADATA, NetLab, Netns, PATIENCE, PRIVATE, SILENCE, Sink, ip, nft, refused,
-    send, talk,
+    Conversation, Echo, HOST, INTERNET, METADATA, NetLab, Netns, PATIENCE, PRIVATE, SILENCE, Sink, UPLINK_GATEWAY, ip,
+    nft, refused, send, talk,
 };
 
 /// A lab with the two drivers on its host.
@@ -134,6 +140,33 @@ fn a_tenant_cannot_speak_for_another() {
 }
 
 #[test]
+fn a_tenant_cannot_answer_for_another() {
+    let machine = Machine::start();
+    let (one, two) = (machine.tenant(1, &policy("open")), machine.tenant(2, &policy("open")));
+    std::fs::write("/proc/sys/net/ipv4/conf/lab-1/rp_filter", "0").unwrap();
+    one.ip(&format!("address add {}/32 dev eth0", address(2)));
+    // The host asks tenant 2; both answer from the address and port that were asked.
+    let host = UdpSocket::bind((GATEWAY, 5000)).unwrap();
+    host.set_read_timeout(Some(SILENCE)).unwrap();
+    let sink = Sink::listen(&two, 6000);
+    host.send_to(b"question", (address(2), 6000)).unwrap();
+    assert!(sink.waits_for("question", PATIENCE).is_some());
+    let answer = |from: &Netns, text: &str| {
+        from.run(|| {
+            let socket = UdpSocket::bind((address(2), 6000)).unwrap();
+            socket.send_to(text.as_bytes(), (GATEWAY, 5000)).unwrap();
+        });
+    };
+    drop(sink);
+    answer(&one, "forged");
+    answer(&two, "honest");
+    let mut buffer = [0; 16];
+    let (length, from) = host.recv_from(&mut buffer).unwrap();
+    assert_eq!((&buffer[..length], from.ip()), (&b"honest"[..], address(2).into()));
+    assert!(host.recv_from(&mut buffer).is_err(), "and nothing else");
+}
+
+#[test]
 fn the_links_own_check_drops_forged_sources_without_any_rules() {
     let machine = Machine::start();
     let sink = Sink::listen(&machine.lab.internet, 9000);
@@ -233,6 +266,13 @@ fn a_link_without_rules_passes_nothing() {
         machine.links.up(Slot(1)).await.unwrap();
     });
     assert_eq!(refused(&tenant, INTERNET, 80), std::io::ErrorKind::TimedOut);
+    let sink = Sink::listen(&tenant, 9000);
+    machine.lab.internet.ip("route add 10.201.0.0/16 via 203.0.113.2");
+    send(&machine.lab.internet, UPLINK_GATEWAY, address(1), 9000, "knock").unwrap();
+    assert_eq!(sink.waits_for("knock", SILENCE), None);
+    machine.runtime.block_on(machine.firewall.apply(Slot(1), &policy("open"))).unwrap();
+    send(&machine.lab.internet, UPLINK_GATEWAY, address(1), 9000, "come in").unwrap();
+    assert!(sink.waits_for("come in", PATIENCE).is_some());
 }
 
 #[test]
@@ -245,6 +285,72 @@ fn ipv6_is_off_on_both_ends() {
         assert_eq!(std::fs::read_to_string("/proc/sys/net/ipv6/conf/eth0/disable_ipv6").unwrap(), "1\n");
     });
     assert_eq!(std::fs::read_to_string("/proc/sys/net/ipv6/conf/uplink/disable_ipv6").unwrap(), "0\n", "not our link");
+}
+
+#[test]
+fn ipv6_does_not_pass_where_somebody_switches_it_on_again() {
+    let machine = Machine::start();
+    let tenant = machine.tenant(1, &policy("open"));
+    let internet = &machine.lab.internet;
+    let on = |link: &str| std::fs::write(format!("/proc/sys/net/ipv6/conf/{link}/disable_ipv6"), "0").unwrap();
+    on("lab-1");
+    tenant.run(|| on("eth0"));
+    std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").unwrap();
+    // Neighbours are told, since the host's end asks for none.
+    let macs = ["02:74:6e:00:00:01", "02:74:6e:01:00:01"];
+    ip("-6 address add fd00:1::1/64 dev lab-1 nodad");
+    ip(&format!("-6 neighbour replace fd00:1::2 dev lab-1 lladdr {} nud permanent", macs[1]));
+    tenant.ip("-6 address add fd00:1::2/64 dev eth0 nodad");
+    tenant.ip(&format!("-6 neighbour replace fd00:1::1 dev eth0 lladdr {} nud permanent", macs[0]));
+    tenant.ip("-6 route add default via fd00:1::1");
+    ip("-6 address add fd00:2::1/64 dev uplink nodad");
+    internet.ip("-6 address add fd00:2::2/64 dev host nodad");
+    internet.ip("-6 route add default via fd00:2::1");
+    let listen = |netns: &Netns| {
+        netns.run(|| {
+            let socket = UdpSocket::bind("[::]:9000").unwrap();
+            socket.set_read_timeout(Some(SILENCE)).unwrap();
+            socket
+        })
+    };
+    let knock = |from: &Netns, target: &str| {
+        from.run(|| UdpSocket::bind("[::]:0").unwrap().send_to(b"knock", (target, 9000)).unwrap());
+    };
+    let host = Netns::current();
+    let (in_host, in_tenant, in_internet) = (listen(&host), listen(&tenant), listen(internet));
+    let heard = |socket: &UdpSocket| socket.recv_from(&mut [0; 16]).is_ok();
+    knock(&tenant, "fd00:1::1");
+    knock(&tenant, "fd00:2::2");
+    knock(internet, "fd00:1::2");
+    assert!(!heard(&in_host) && !heard(&in_internet) && !heard(&in_tenant));
+    machine.runtime.block_on(machine.firewall.unload()).unwrap();
+    knock(&tenant, "fd00:1::1");
+    knock(&tenant, "fd00:2::2");
+    knock(internet, "fd00:1::2");
+    assert!(heard(&in_host) && heard(&in_internet) && heard(&in_tenant), "it was the firewall");
+}
+
+#[test]
+fn packets_of_no_flow_do_not_leave_with_a_tenants_own_address() {
+    let machine = Machine::start();
+    let tenant = machine.tenant(1, &policy("open"));
+    let raw = |netns: &Netns| {
+        netns.run(|| socket(AddressFamily::Inet, SockType::Raw, SockFlag::empty(), SockProtocol::Icmp).unwrap())
+    };
+    let (sender, receiver) = (raw(&tenant), raw(&machine.lab.internet));
+    setsockopt(&receiver, ReceiveTimeout, &TimeVal::new(0, 200_000)).unwrap();
+    // Type, code, checksum, id 1, sequence 1: an answer that nobody asked for, then a question.
+    for message in [[0u8, 0, 0xff, 0xfd, 0, 1, 0, 1], [8, 0, 0xf7, 0xfd, 0, 1, 0, 1]] {
+        let target = SockaddrIn::from(SocketAddrV4::new(INTERNET, 0));
+        sendto(sender.as_raw_fd(), &message, &target, MsgFlags::empty()).unwrap();
+    }
+    let mut buffer = [0; 64];
+    let mut seen = Vec::new();
+    while let Ok((length, from)) = recvfrom::<SockaddrIn>(receiver.as_raw_fd(), &mut buffer) {
+        assert!(length >= 28);
+        seen.push((buffer[20], from.map(|from| from.ip())));
+    }
+    assert_eq!(seen, [(8, Some(HOST))], "the question alone, masqueraded");
 }
 
 #[test]
@@ -272,6 +378,9 @@ fn established_flows_outlive_other_tenants_rules_and_a_reload() {
     conversation.say(b"still there?").unwrap();
     machine.runtime.block_on(machine.firewall.load(&[(Slot(1), policy("web"))])).unwrap();
     conversation.say(b"and now?").unwrap();
+    machine.runtime.block_on(machine.firewall.apply(Slot(1), &policy("no-egress"))).unwrap();
+    conversation.say(b"to the end").unwrap();
+    assert_eq!(refused(&tenant, INTERNET, 80), std::io::ErrorKind::ConnectionRefused, "but no new one");
 }
 
 #[test]

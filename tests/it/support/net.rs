@@ -248,10 +248,13 @@ pub fn refused(from: &Netns, address: Ipv4Addr, port: u16) -> io::ErrorKind {
     })
 }
 
+/// Who sent it, and what it was.
+pub type Datagram = (SocketAddr, Vec<u8>);
+
 /// A UDP socket that remembers who sent what.
 #[derive(Debug)]
 pub struct Sink {
-    received: Arc<Mutex<Vec<(SocketAddr, Vec<u8>)>>>,
+    received: Arc<Mutex<Vec<Datagram>>>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -274,7 +277,7 @@ impl Sink {
     }
 
     /// What has come so far.
-    pub fn received(&self) -> Vec<(SocketAddr, Vec<u8>)> {
+    pub fn received(&self) -> Vec<Datagram> {
         self.received.lock().unwrap().clone()
     }
 
