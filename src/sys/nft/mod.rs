@@ -63,9 +63,10 @@ pub trait Firewall: Send + Sync + std::fmt::Debug {
     async fn load(&self, tenants: &[(Slot, Policy)]) -> Result<(), FirewallError>;
     /// Loads or replaces one container's chains; in force when this returns.
     async fn apply(&self, slot: Slot, policy: &Policy) -> Result<(), FirewallError>;
-    /// Removes one container's chains. Idempotent.
+    /// Removes one container's chains; gone when this returns, which takes a grace period of the kernel's (RCU), so run
+    /// it beside the other steps of a stop. Idempotent.
     async fn remove(&self, slot: Slot) -> Result<(), FirewallError>;
-    /// Slots that have chains in the kernel now.
+    /// Slots that have chains in the kernel, once the removals asked for before are done.
     async fn list(&self) -> Result<Vec<Slot>, FirewallError>;
     /// Removes the table. Idempotent.
     async fn unload(&self) -> Result<(), FirewallError>;
