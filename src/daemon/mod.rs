@@ -20,7 +20,6 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, ConfigError};
-use crate::domain::policy::{Policies, PolicyError};
 use crate::lifecycle::{Drivers, Error, Report, Service};
 use crate::proxy::{Proxy, ProxyConfig};
 use crate::store::sled::SledStore;
@@ -29,7 +28,7 @@ use crate::sys::btrfs::{OpenedPool, PoolError, PoolOptions, open_pool};
 use crate::sys::cgroup::{CgroupError, Cgroups, DeviceNumber, KernelCgroups};
 use crate::sys::folders::{DiskFolders, FolderError, Layout};
 use crate::sys::netlink::{LinkError, VethLinks};
-use crate::sys::nft::NftFirewall;
+use crate::sys::nft::{NftFirewall, PolicyFolderError, load_policies};
 use crate::sys::runtime::{HelperRuntime, RuntimeError, become_subreaper};
 
 /// How long verbs at work may take at the end, in seconds: less than systemd's 90 s before it kills.
@@ -58,7 +57,7 @@ pub enum DaemonError {
     #[error("the configuration cannot be used")]
     Config(#[from] ConfigError),
     #[error("a firewall policy cannot be used")]
-    Policy(#[from] PolicyError),
+    Policy(#[from] PolicyFolderError),
     #[error("the pool cannot be opened")]
     Pool(#[from] PoolError),
     #[error("the store cannot be opened")]
@@ -105,27 +104,6 @@ async fn listen(what: &'static str, address: SocketAddr) -> Result<TcpListener, 
     TcpListener::bind(address).await.map_err(|source| DaemonError::Listen { what, address, source })
 }
 
-/// The shipped policies, and the operator's over them.
-fn policies(folder: &Path) -> Result<Policies, DaemonError> {
-    let mut policies = Policies::shipped()?;
-    let entries = match std::fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(policies),
-        Err(error) => return Err(file("list", folder)(error)),
-    };
-    for entry in entries {
-        let path = entry.map_err(file("list", folder))?.path();
-        if path.extension().is_none_or(|end| end != "toml") {
-            continue;
-        }
-        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-        let name = stem.parse().map_err(|error| file("use", &path)(io::Error::other(error)))?;
-        let text = std::fs::read_to_string(&path).map_err(file("read", &path))?;
-        policies.add(name, &text)?;
-    }
-    Ok(policies)
-}
-
 /// The drivers of this host, for this configuration.
 ///
 /// # Errors
@@ -160,7 +138,7 @@ impl Daemon {
         // The lock of the store comes first: two daemons of one folder must not both touch the kernel.
         let store: Arc<dyn Store> = Arc::new(Arc::new(SledStore::open(&config.data_dir.join("db"))?));
         let records = Records::open(store).await?;
-        let policies = policies(&config.policies_dir)?;
+        let policies = load_policies(&config.policies_dir)?;
         let api = listen("API", config.api.listen).await?;
         let proxy = listen("proxy", config.proxy.listen).await?;
         let options =

@@ -50,6 +50,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("rootfs");
         fs::create_dir(&target).unwrap();
+        fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o700)).unwrap();
         let error = check_passable(&target).unwrap_err();
         assert!(error.to_string().contains(dir.path().to_str().unwrap()), "{error}");
         fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o711)).unwrap();
