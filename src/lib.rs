@@ -19,3 +19,4 @@ pub mod lifecycle;
 pub mod proxy;
 pub mod store;
 pub mod sys;
+pub mod telemetry;

@@ -1,20 +1,18 @@
+//! Arguments in, exit code out.
+
 use std::process::ExitCode;
+
+use clap::Parser;
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
-    // Before anything makes a thread: the helper enters namespaces.
+    // Before anything makes a thread: the helper enters namespaces. Hidden from the help, as it is nobody's but ours.
     if args.next().as_deref() == Some("runtime") {
         return tenantry::sys::runtime::helper::main(args);
     }
-    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
-    let config =
-        tenantry::config::Config::load(std::env::args().nth(3).as_deref().map(std::path::Path::new), std::env::vars())
-            .unwrap();
-    match tenantry::cli::serve::run(config) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            eprintln!("{e:?}");
-            ExitCode::FAILURE
-        }
-    }
+    let cli = tenantry::cli::Cli::parse();
+    let env = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect();
+    tenantry::cli::main(cli, env)
 }

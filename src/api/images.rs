@@ -22,6 +22,7 @@ use super::error::{ApiError, ErrorBody};
 use super::extract::{FromQuery, Pairs, Path, Query, wrong};
 use super::idempotency::{self, Entry, InFlight, digest, key_of};
 use super::page::Page;
+use super::request::RequestId;
 use super::wire::Deleted;
 use super::wire::image::{ImageList, ImageView, ProgressView, image_name};
 use crate::domain::{Bytes, ImageId};
@@ -86,6 +87,7 @@ pub async fn import(
     State(api): State<Api>,
     caller: Caller,
     Query(query): Query<ImportQuery>,
+    axum::Extension(id): axum::Extension<RequestId>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
@@ -102,7 +104,12 @@ pub async fn import(
         },
     };
     let streams = headers.get(header::ACCEPT).is_some_and(|accept| accept.as_bytes().starts_with(b"text/event-stream"));
-    Ok(start(api, query.name, upload, mark, streams).await)
+    let (watcher, outcome) = start(api, query.name, upload, mark);
+    Ok(if streams {
+        Sse::new(events(watcher, outcome, id.0)).keep_alive(KeepAlive::default()).into_response()
+    } else {
+        outcome.await
+    })
 }
 
 /// Registry references are JSON when they come; a JSON file taken for an archive would give a puzzling error.
@@ -167,7 +174,12 @@ async fn receive(folder: &FilePath, body: Body) -> Result<(Upload, String), ApiE
 }
 
 /// Imports on a task of its own: whoever hangs up finds the image there, and no half of one.
-async fn start(api: Api, name: String, upload: Upload, mark: Option<(InFlight, String)>, streams: bool) -> Response {
+fn start(
+    api: Api,
+    name: String,
+    upload: Upload,
+    mark: Option<(InFlight, String)>,
+) -> (watch::Receiver<ImportProgress>, impl Future<Output = Response>) {
     let (progress, watcher) = watch::channel(ImportProgress { step: "uploaded".into(), done: Bytes(0), total: None });
     let work = async move {
         let new = NewImage { name, source: upload.0.clone() };
@@ -182,12 +194,7 @@ async fn start(api: Api, name: String, upload: Upload, mark: Option<(InFlight, S
         }
     };
     let task = tokio::spawn(work.in_current_span());
-    let outcome = async { task.await.unwrap_or_else(|_| failed().into_response()) };
-    if streams {
-        Sse::new(events(watcher, outcome)).keep_alive(KeepAlive::default()).into_response()
-    } else {
-        outcome.await
-    }
+    (watcher, async { task.await.unwrap_or_else(|_| failed().into_response()) })
 }
 
 fn failed() -> ApiError {
@@ -208,6 +215,7 @@ fn answer(imported: Result<Imported, Error>) -> Response {
 fn events(
     progress: watch::Receiver<ImportProgress>,
     outcome: impl Future<Output = Response>,
+    request_id: String,
 ) -> impl Stream<Item = Result<Event, Infallible>> {
     let steps = futures_util::stream::unfold(progress, |mut progress| async move {
         // Ends when the import drops its sender.
@@ -216,16 +224,18 @@ fn events(
         tokio::time::sleep(Duration::from_millis(PROGRESS_EVERY_MS)).await;
         event.ok().map(|event| (Ok(event), progress))
     });
-    steps.chain(futures_util::stream::once(async { Ok(last_event(outcome.await).await) }))
+    steps.chain(futures_util::stream::once(async move { Ok(last_event(outcome.await, &request_id).await) }))
 }
 
-async fn last_event(mut response: Response) -> Event {
+async fn last_event(mut response: Response, request_id: &str) -> Event {
     if let Some(error) = response.extensions_mut().remove::<ApiError>() {
         // The request's own frame sees a stream that began well: the operator's part is logged here.
         if let Some(chain) = error.hidden_chain() {
-            tracing::error!(error = chain, "the import failed");
+            tracing::error!(request_id, error = chain, "the import failed");
         }
-        return Event::default().event("error").data(serde_json::to_string(&error.body("")).unwrap_or_default());
+        return Event::default()
+            .event("error")
+            .data(serde_json::to_string(&error.body(request_id)).unwrap_or_default());
     }
     let bytes = super::extract::read_body(response.into_body()).await.unwrap_or_default();
     Event::default().event("done").data(String::from_utf8_lossy(&bytes))
@@ -311,7 +321,7 @@ mod tests {
         let outcome = async { answer(Err(Error::BadImage("torn".into()))) };
         send.send_replace(ImportProgress { step: "unpack".into(), done: Bytes(7), total: Some(Bytes(9)) });
         drop(send);
-        let body = Sse::new(events(watcher, outcome)).into_response().into_body();
+        let body = Sse::new(events(watcher, outcome, "r-1".into())).into_response().into_body();
         let text = String::from_utf8(axum::body::to_bytes(body, 10_000).await.unwrap().to_vec()).unwrap();
         let told = text.find("event: progress\ndata: {\"step\":\"unpack\",\"done\":7,\"total\":9}").unwrap();
         assert!(told < text.find("event: error\ndata: {\"statusCode\":422,\"error\":\"INVALID_IMAGE\"").unwrap());

@@ -16,9 +16,14 @@ pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Characters of an id that a client may bring.
 const REQUEST_ID_CHARS_MAX: usize = 128;
 
+/// A request's id, for the one handler that writes errors itself; in the request's extensions.
+#[derive(Debug, Clone)]
+pub struct RequestId(pub String);
+
 /// Gives a request its id and its span, and an error its body.
-pub async fn frame(request: Request, next: Next) -> Response {
+pub async fn frame(mut request: Request, next: Next) -> Response {
     let id = incoming(request.headers()).unwrap_or_else(generate);
+    request.extensions_mut().insert(RequestId(id.clone()));
     let began = Instant::now();
     // The query is left out: it is the caller's, and may hold what is not for a log.
     let span =

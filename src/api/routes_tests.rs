@@ -108,3 +108,18 @@ async fn the_open_routes_need_no_token() {
     let body = json(send("GET", "/healthz?x=1", &[]).await).await;
     assert_eq!((&body["error"], &body["data"]["field"]), (&"UNKNOWN_PARAMETER".into(), &"x".into()));
 }
+
+#[tokio::test]
+async fn a_refused_upload_gets_its_answer_and_a_shutdown_ends_the_server() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/api/v1/images?name=x", listener.local_addr().unwrap());
+    let stop = tokio_util::sync::CancellationToken::new();
+    let server = tokio::spawn(crate::api::serve(listener, router(), stop.clone()));
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    for _ in 0..20 {
+        let response = client.post(&url).body(vec![0; 32 << 20]).send().await.unwrap();
+        assert_eq!(response.status().as_u16(), 401);
+    }
+    stop.cancel();
+    server.await.unwrap().unwrap();
+}

@@ -1,5 +1,7 @@
 //! `tenantry serve`.
 
+use std::process::ExitCode;
+
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -11,28 +13,26 @@ use crate::daemon::Daemon;
 ///
 /// # Errors
 /// What kept it from serving.
-pub fn run(config: Config) -> anyhow::Result<()> {
+pub async fn run(config: Config) -> anyhow::Result<ExitCode> {
     raise_file_limit();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
-    runtime.block_on(async {
-        let shutdown = CancellationToken::new();
-        let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
-        let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
-        let asked = shutdown.clone();
-        tokio::spawn(async move {
-            tokio::select! {
-                // Both only wait.
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-            tracing::info!("shutting down; containers run on");
-            asked.cancel();
-        });
-        let token = config.admin_token_path();
-        let daemon = Daemon::open(config).await.context("tenantry cannot serve")?;
-        tracing::info!(path = %token.display(), "the admin token lies here");
-        daemon.serve(shutdown).await.context("tenantry stopped serving")
-    })
+    let shutdown = CancellationToken::new();
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    let asked = shutdown.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            // Both only wait.
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("shutting down; containers run on");
+        asked.cancel();
+    });
+    let token = config.admin_token_path();
+    let daemon = Daemon::open(config).await.context("tenantry cannot serve")?;
+    tracing::info!(path = %token.display(), "the admin token lies here");
+    daemon.serve(shutdown).await.context("tenantry stopped serving")?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Each running container costs the daemon a pidfd, each request two sockets; the usual soft limit of 1024 is there for

@@ -1,0 +1,156 @@
+//! The options that create, copy and update share, as the API's body.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::Args;
+use serde_json::{Map, Value, json};
+
+use super::failure::Failure;
+use crate::domain::Bytes;
+
+/// Bytes of a file that holds a public key, at most.
+const KEY_FILE_BYTES_MAX: u64 = 16 << 10;
+
+/// What can be chosen about a container.
+#[derive(Debug, Default, Args)]
+pub struct SettingsArgs {
+    /// An environment variable; can be repeated
+    #[arg(short, long = "env", value_name = "KEY=VALUE", value_parser = pair)]
+    env: Vec<(String, String)>,
+    /// A label; can be repeated
+    #[arg(short, long = "label", value_name = "KEY=VALUE", value_parser = pair)]
+    labels: Vec<(String, String)>,
+    /// Where its HTTP server listens
+    #[arg(long)]
+    port: Option<u16>,
+    /// Cores, such as 0.5
+    #[arg(long, value_name = "CORES")]
+    cpu: Option<f64>,
+    /// Memory, such as 512MiB
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<Bytes>,
+    /// Its own writes, such as 2GiB
+    #[arg(long, value_name = "SIZE")]
+    disk: Option<Bytes>,
+    /// Size of /ramdisk, such as 64MiB
+    #[arg(long, value_name = "SIZE")]
+    ramdisk_size: Option<Bytes>,
+    /// Processes and threads
+    #[arg(long, value_name = "N")]
+    pids: Option<u32>,
+    /// A firewall policy's name
+    #[arg(long, value_name = "NAME")]
+    firewall_policy: Option<String>,
+    /// Seconds of silence before it is put to sleep
+    #[arg(long, value_name = "SECONDS")]
+    idle_timeout: Option<u32>,
+    /// The customer's id in your own system, unique in the project
+    #[arg(long, value_name = "ID")]
+    external_id: Option<String>,
+    /// For people
+    #[arg(long)]
+    comment: Option<String>,
+    /// #rrggbb, for people
+    #[arg(long)]
+    color: Option<String>,
+    /// A file with the SSH public key for root
+    #[arg(long, value_name = "FILE")]
+    ssh_key: Option<PathBuf>,
+    /// Copies take its firewall rules along by default
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    template: Option<bool>,
+    /// Refuse to delete it
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    protect: Option<bool>,
+    /// Start it again after a reboot
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    autostart: Option<bool>,
+    /// Give it a tmpfs at /ramdisk
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    ramdisk: Option<bool>,
+    /// Its command, in the place of the image's own
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("KEY=VALUE is wanted".to_owned()),
+    }
+}
+
+fn texts(pairs: Vec<(String, String)>) -> Option<Value> {
+    let map: Map<_, _> = pairs.into_iter().map(|(key, value)| (key, Value::from(value))).collect();
+    (!map.is_empty()).then_some(Value::Object(map))
+}
+
+fn read_key(path: &PathBuf) -> anyhow::Result<String> {
+    let length = std::fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?.len();
+    if length > KEY_FILE_BYTES_MAX {
+        return Err(Failure::Usage(format!("{} is too long for a public key", path.display())).into());
+    }
+    Ok(std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?.trim().to_owned())
+}
+
+impl SettingsArgs {
+    /// The API's body: only what was given is in it.
+    ///
+    /// # Errors
+    /// The key's file cannot be read.
+    pub fn into_body(self) -> anyhow::Result<Map<String, Value>> {
+        let size = |bytes: Option<Bytes>| bytes.map(|bytes| bytes.0);
+        let limits = json!({
+            "cpu": self.cpu, "memory": size(self.memory), "disk": size(self.disk),
+            "ramdisk": size(self.ramdisk_size), "pids": self.pids
+        });
+        let limits = given(limits);
+        let body = json!({
+            "environment_vars": texts(self.env), "labels": texts(self.labels), "port": self.port,
+            "limits": (!limits.is_empty()).then_some(limits),
+            "firewall_policy": self.firewall_policy, "idle_timeout": self.idle_timeout,
+            "external_id": self.external_id, "comment": self.comment, "color": self.color,
+            "ssh_public_key": self.ssh_key.as_ref().map(read_key).transpose()?,
+            "template": self.template, "deletion_protection": self.protect, "autostart": self.autostart,
+            "ramdisk": self.ramdisk, "command": (!self.command.is_empty()).then_some(self.command)
+        });
+        Ok(given(body))
+    }
+}
+
+/// An object's fields that are not null.
+pub fn given(object: Value) -> Map<String, Value> {
+    match object {
+        Value::Object(fields) => fields.into_iter().filter(|(_, value)| !value.is_null()).collect(),
+        _ => Map::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_given_is_in_the_body() {
+        assert!(SettingsArgs::default().into_body().unwrap().is_empty());
+        let args = SettingsArgs {
+            env: vec![("PLAN".into(), "a=b".into())],
+            memory: Some(Bytes::mib(1)),
+            template: Some(false),
+            command: vec!["/app".into()],
+            ..SettingsArgs::default()
+        };
+        let want = json!({
+            "environment_vars": {"PLAN": "a=b"}, "limits": {"memory": 1_048_576}, "template": false, "command": ["/app"]
+        });
+        assert_eq!(Value::Object(args.into_body().unwrap()), want);
+    }
+
+    #[test]
+    fn a_pair_is_split_at_its_first_sign() {
+        assert_eq!(pair("A=1=2"), Ok(("A".into(), "1=2".into())));
+        assert_eq!(pair("A="), Ok(("A".into(), String::new())));
+        assert!(pair("A").is_err() && pair("=1").is_err());
+    }
+}
