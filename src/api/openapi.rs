@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::sync::LazyLock;
 
+use axum::http::{HeaderValue, header};
 use axum::response::{Html, IntoResponse, Response};
 use serde_json::Value;
 use utoipa::OpenApi;
@@ -70,8 +71,9 @@ pub async fn document(_: Query<()>) -> Response {
 /// This document as a page
 #[utoipa::path(get, path = "/docs", tag = "health", operation_id = "docs", security(()),
     responses((status = 200, description = "HTML", content_type = "text/html", body = String)))]
-pub async fn page(_: Query<()>) -> Html<&'static str> {
-    Html(PAGE.as_str())
+pub async fn page(_: Query<()>) -> Response {
+    let policy = HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'");
+    ([(header::CONTENT_SECURITY_POLICY, policy)], Html(PAGE.as_str())).into_response()
 }
 
 const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}\

@@ -121,5 +121,5 @@ async fn a_refused_upload_gets_its_answer_and_a_shutdown_ends_the_server() {
         assert_eq!(response.status().as_u16(), 401);
     }
     stop.cancel();
-    server.await.unwrap().unwrap();
+    server.await.unwrap();
 }

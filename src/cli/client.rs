@@ -58,7 +58,7 @@ pub fn find(
 fn read_token(path: &Path) -> Result<Secret, Failure> {
     let text = std::fs::read_to_string(path).map_err(|error| {
         Failure::Usage(format!(
-            "there is no --token and no TENANTRY_TOKEN, and the local admin token {} cannot be read: {error}",
+            "there is no --token and no TENANTRY_TOKEN, and the local admin token {} cannot be read: {error} (the first `tenantry serve` writes it)",
             path.display()
         ))
     })?;

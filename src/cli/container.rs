@@ -511,12 +511,16 @@ async fn env(context: &Context, command: EnvCommand) -> anyhow::Result<()> {
         }
         EnvCommand::Unset { one, keys, restart } => {
             let path = path(context, &one).await?;
+            let mut left = Value::Null;
             for key in &keys {
                 // One by one, because this says which was not there.
                 let request = context.client.request(Method::DELETE, &format!("{path}/env/{}", segment(key)));
-                context.client.send(request).await?;
+                left = context.client.send(request).await?;
             }
-            print_env(context, &patch(context, &one, json!({}), restart).await?)
+            if restart {
+                left = patch(context, &one, json!({}), true).await?;
+            }
+            print_env(context, &left)
         }
     }
 }

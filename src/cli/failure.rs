@@ -19,7 +19,7 @@ pub enum Failure {
     #[error("{0}")]
     Usage(String),
     /// No daemon answered.
-    #[error("cannot reach the daemon at {url}: is `tenantry serve` running there?")]
+    #[error("cannot reach the daemon at {url} (is `tenantry serve` running there?)")]
     Unreachable {
         /// Where it was looked for.
         url: String,
