@@ -20,6 +20,7 @@ mod extract;
 mod health;
 mod idempotency;
 mod images;
+mod leaks;
 mod logs;
 mod openapi;
 mod page;

@@ -10,7 +10,7 @@ use utoipa::OpenApi;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 
 use super::extract::Query;
-use super::{containers, env, exec, health, images, logs, projects, receipts, tokens, verbs};
+use super::{containers, env, exec, health, images, leaks, logs, projects, receipts, tokens, verbs};
 
 /// The document.
 #[derive(Debug, OpenApi)]
@@ -22,7 +22,7 @@ use super::{containers, env, exec, health, images, logs, projects, receipts, tok
         containers::patch, containers::put, containers::remove, containers::stats,
         verbs::start, verbs::stop, verbs::force_stop, verbs::restart, verbs::pause, verbs::resume,
         env::show, env::replace, env::set, env::unset,
-        logs::logs, logs::status_logs, exec::exec, receipts::show,
+        logs::logs, logs::status_logs, exec::exec, receipts::show, leaks::list,
         images::import, images::list, images::remove,
         tokens::create, tokens::list, tokens::remove,
         health::healthz, health::readyz, document, page,

@@ -7,8 +7,8 @@ use axum::routing::{MethodRouter, delete, get, post, put};
 
 use super::error::ApiError;
 use super::{
-    Api, BASE, auth, containers, env, exec, health, idempotency, images, logs, openapi, projects, receipts, request,
-    tokens, verbs,
+    Api, BASE, auth, containers, env, exec, health, idempotency, images, leaks, logs, openapi, projects, receipts,
+    request, tokens, verbs,
 };
 
 /// Routes below [`BASE`]; each is given [`auth::require_token`]. A path that ends in a slash is there without it too.
@@ -39,6 +39,7 @@ fn api_routes(api: &Api) -> Vec<(&'static str, MethodRouter<Api>)> {
         ("/containers/{id}/logs", get(logs::logs)),
         ("/containers/{id}/exec", post(exec::exec)),
         ("/receipts/{id}", get(receipts::show)),
+        ("/leaks", get(leaks::list)),
         ("/images", post(images::import).get(images::list)),
         ("/images/{id}", delete(images::remove)),
         ("/auth/tokens", once(post(tokens::create)).get(tokens::list)),

@@ -114,7 +114,8 @@ async fn a_refused_upload_gets_its_answer_and_a_shutdown_ends_the_server() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/api/v1/images?name=x", listener.local_addr().unwrap());
     let stop = tokio_util::sync::CancellationToken::new();
-    let server = tokio::spawn(crate::api::serve(listener, router(), stop.clone()));
+    let (_lab, api) = api().await;
+    let server = tokio::spawn(crate::api::serve(listener, build(api), stop.clone()));
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     for _ in 0..20 {
         let response = client.post(&url).body(vec![0; 32 << 20]).send().await.unwrap();

@@ -149,7 +149,10 @@ async fn dispatch(cli: Cli, env: &Environment) -> anyhow::Result<ExitCode> {
     };
     match cli.command {
         Command::Serve { .. } => serve::run(configuration::load(file.as_deref(), env)?).await,
-        Command::Doctor => doctor::run(configuration::load(file.as_deref(), env)?, out).await,
+        Command::Doctor => {
+            let client = connect().map(|context| context.client);
+            doctor::run(configuration::load(file.as_deref(), env)?, client, out).await
+        }
         Command::Config(command) => configuration::run(&command, file.as_deref(), env, out),
         Command::Project(command) => project::run(command, &connect()?).await,
         Command::Container(command) => container::run(*command, &connect()?).await,

@@ -167,7 +167,7 @@ impl Daemon {
     /// Serves until `shutdown`; verbs at work are ended, containers run on.
     ///
     /// # Errors
-    /// The API's listener fails.
+    /// The names of the URLs cannot be used.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), DaemonError> {
         let Self { service, pool, api, proxy: listener, config, .. } = self;
         let routes = Arc::new(routes::Table::new(service.clone()));
@@ -175,8 +175,7 @@ impl Daemon {
         let proxying = tokio::spawn(proxy.serve(listener, shutdown.clone()));
         let trimming = tokio::spawn(trim_logs(service.clone(), shutdown.clone()));
         tracing::info!(api = %config.api.listen, proxy = %config.proxy.listen, "serving");
-        let served = crate::api::serve(api, crate::api::router(service.clone()), shutdown.clone()).await;
-        shutdown.cancel();
+        crate::api::serve(api, crate::api::router(service.clone()), shutdown).await;
         service.close(Duration::from_secs(CLOSE_S_MAX)).await;
         let _ended = tokio::join!(proxying, trimming);
         let idle = service.containers().iter().all(|container| container.phase.init().is_none());
@@ -184,7 +183,7 @@ impl Daemon {
         if idle && let Err(error) = pool.close().await {
             tracing::warn!(error = &error as &dyn std::error::Error, "the pool stays mounted");
         }
-        served.map_err(|source| DaemonError::System("the API cannot be served", source))
+        Ok(())
     }
 }
 

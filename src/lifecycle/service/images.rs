@@ -142,6 +142,10 @@ impl Service {
     /// The pool cannot be read or written.
     pub async fn sweep_images(&self) -> Result<(), Error> {
         let layout = self.layout();
+        // Nobody imports yet, so every upload is one that was cut off.
+        let uploads = layout.uploads();
+        let emptied = std::fs::remove_dir_all(&uploads).and_then(|()| std::fs::create_dir(&uploads));
+        emptied.map_err(|source| Error::File { action: "empty", path: uploads, source })?;
         let list = |source| Error::File { action: "list", path: layout.pool.images(), source };
         for id in layout.pool.list_images().map_err(list)? {
             if self.ledger().images().get(&id).is_none() {
