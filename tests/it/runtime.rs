@@ -307,7 +307,7 @@ async fn a_dropped_exec_ends_its_command() {
     let deadline = Instant::now() + Duration::from_secs(3);
     loop {
         let left = bed.exec(&launch, init, &["sh", "-c", "cat /proc/[0-9]*/cmdline"]).await;
-        if !String::from_utf8_lossy(&left.stdout).contains("sleep\078") {
+        if !String::from_utf8_lossy(&left.stdout).contains("sleep\x0078") {
             break;
         }
         assert!(Instant::now() < deadline, "the sleeper is left");

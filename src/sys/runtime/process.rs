@@ -159,6 +159,7 @@ pub fn reap(handle: &impl AsFd) -> Reaped {
 }
 
 #[cfg(test)]
+#[expect(clippy::zombie_processes, reason = "the code under test reaps them")]
 mod tests {
     use super::*;
     use std::process::Command;

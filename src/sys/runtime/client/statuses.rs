@@ -75,6 +75,7 @@ fn will_be_ours(init: Init) -> bool {
 }
 
 #[cfg(test)]
+#[expect(clippy::zombie_processes, reason = "the code under test reaps them")]
 mod tests {
     use super::*;
     use std::process::Command;

@@ -69,10 +69,10 @@ pub fn execute(program: &CStr, args: &[CString], env: &[CString], filter: &[u8])
     if let Err(error) = kernel::default_signals() {
         return step("reset the signals", error);
     }
-    if !filter.is_empty() {
-        if let Err(error) = kernel::load_seccomp(filter) {
-            return step("load the seccomp filter", error);
-        }
+    if !filter.is_empty()
+        && let Err(error) = kernel::load_seccomp(filter)
+    {
+        return step("load the seccomp filter", error);
     }
     let gone: Result<Infallible, Errno> = execve(program, args, env);
     match gone {
