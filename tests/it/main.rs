@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests; a panic is how they fail")]
 
 mod cgroup;
+mod floors;
 mod network;
 mod runtime;
 mod skips;

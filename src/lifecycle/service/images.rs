@@ -53,7 +53,8 @@ impl Service {
     /// There is no static busybox, or the image cannot be made.
     pub async fn ensure_base_image(&self, busybox: PathBuf) -> Result<(), Error> {
         let digest = image::base_digest(&busybox).map_err(refused)?;
-        if let Some(old) = self.ledger().images().named(BASE_IMAGE) {
+        let old = self.ledger().images().named(BASE_IMAGE);
+        if let Some(old) = old {
             let in_use = self.containers().iter().any(|container| container.image == old.id);
             // An image that containers were made from stays what it is.
             if old.digest == digest || in_use {
