@@ -13,10 +13,11 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::sync::Mutex as AsyncMutex;
 
 use super::wire::{Failure, Places, StartReport, StartRequest};
 use super::{Delivery, ExecOutcome, ExecRequest, Exit, Init, Launch, Pins, Runtime, RuntimeError, files, process};
@@ -51,7 +52,9 @@ pub fn become_subreaper() -> io::Result<()> {
 pub struct HelperRuntime {
     run_dir: PathBuf,
     helper: PathBuf,
-    sessions: Mutex<HashMap<ContainerId, Session>>,
+    /// Starts under way. A session stays here until its helper has been waited for, so that a start whose caller goes
+    /// away in the middle is ended by `remove` like any other.
+    sessions: Mutex<HashMap<ContainerId, Arc<AsyncMutex<Session>>>>,
     statuses: Statuses,
 }
 
@@ -101,26 +104,57 @@ impl HelperRuntime {
         Places { dir: self.containers().join(id.to_string()), seccomp_cache: self.seccomp_cache() }
     }
 
-    fn sessions(&self) -> MutexGuard<'_, HashMap<ContainerId, Session>> {
+    fn sessions(&self) -> MutexGuard<'_, HashMap<ContainerId, Arc<AsyncMutex<Session>>>> {
         // A map of whole values: a panic elsewhere cannot have left it half changed.
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a start under way out of the map; whoever does not put it back has ended it.
-    fn take(&self, id: ContainerId) -> Result<Session, RuntimeError> {
-        self.sessions().remove(&id).ok_or(RuntimeError::NotRunning(id))
+    fn session(&self, id: ContainerId) -> Option<Arc<AsyncMutex<Session>>> {
+        self.sessions().get(&id).cloned()
     }
 
-    fn admit(&self, id: ContainerId) -> Result<(), RuntimeError> {
-        let sessions = self.sessions();
-        let refused = if sessions.contains_key(&id) {
-            "it is being started already"
-        } else if sessions.len() >= SESSIONS_MAX {
-            "too many starts are under way"
-        } else {
-            return Ok(());
+    /// Starts a helper, unless there is one for this container or there are too many.
+    fn open_session(&self, id: ContainerId) -> Result<(), RuntimeError> {
+        let refused = |text| Err(RuntimeError::Helper { action: "start", id, source: io::Error::other(text) });
+        // Held over the spawn, so that of two starts of one container the second is refused.
+        let mut sessions = self.sessions();
+        if sessions.contains_key(&id) {
+            return refused("it is being started already");
+        }
+        if sessions.len() >= SESSIONS_MAX {
+            return refused("too many starts are under way");
+        }
+        let session = Session::spawn(id, &self.helper, "start")?;
+        sessions.insert(id, Arc::new(AsyncMutex::new(session)));
+        Ok(())
+    }
+
+    /// One step of a start. A session that has failed, or is done, is closed.
+    async fn step<T>(
+        &self,
+        id: ContainerId,
+        request: &StartRequest,
+        (step, wait_ms_max): (&'static str, u64),
+        wanted: impl FnOnce(&mut Session, StartReport) -> Result<T, StartReport> + Send,
+    ) -> Result<T, RuntimeError> {
+        let session = self.session(id).ok_or(RuntimeError::NotRunning(id))?;
+        let mut session = session.lock().await;
+        let answer = match session.ask(request, step, wait_ms_max).await {
+            Ok(StartReport::Failed(failure)) => Err(session.lost(failed(id, failure)).await),
+            Ok(report) => match wanted(&mut session, report) {
+                Ok(value) => Ok(value),
+                Err(other) => {
+                    session.kill().await;
+                    Err(unexpected(id, &other))
+                }
+            },
+            // Killed and waited for already.
+            Err(error) => Err(error),
         };
-        Err(RuntimeError::Helper { action: "start", id, source: io::Error::other(refused) })
+        if answer.is_err() {
+            self.sessions().remove(&id);
+        }
+        answer
     }
 
     /// Init as the files say: of a start in an earlier life of the daemon, too.
@@ -161,41 +195,38 @@ fn unexpected(id: ContainerId, report: &StartReport) -> RuntimeError {
 #[async_trait]
 impl Runtime for HelperRuntime {
     async fn prepare(&self, launch: &Launch) -> Result<Pins, RuntimeError> {
-        let id = launch.id;
-        self.admit(id)?;
-        let mut session = Session::spawn(id, &self.helper, "start")?;
-        let request = StartRequest::Prepare { launch: launch.clone(), places: self.places(id) };
-        match session.ask(&request, "prepare", PREPARE_WAIT_MS_MAX).await? {
-            StartReport::Prepared { user, net } => {
-                self.sessions().insert(id, session);
-                Ok(Pins { user, net })
-            }
-            StartReport::Failed(failure) => Err(session.lost(failed(id, failure)).await),
-            other => Err(session.lost(unexpected(id, &other)).await),
-        }
+        self.open_session(launch.id)?;
+        let request = StartRequest::Prepare { launch: launch.clone(), places: self.places(launch.id) };
+        self.step(launch.id, &request, ("prepare", PREPARE_WAIT_MS_MAX), |_, report| match report {
+            StartReport::Prepared { user, net } => Ok(Pins { user, net }),
+            other => Err(other),
+        })
+        .await
     }
 
     async fn create(&self, id: ContainerId) -> Result<Init, RuntimeError> {
-        let mut session = self.take(id)?;
-        match session.ask(&StartRequest::Create, "create", CREATE_WAIT_MS_MAX).await? {
+        self.step(id, &StartRequest::Create, ("create", CREATE_WAIT_MS_MAX), |session, report| match report {
             StartReport::Created(init) => {
                 session.set_init(init);
-                self.sessions().insert(id, session);
                 Ok(init)
             }
-            StartReport::Failed(failure) => Err(session.lost(failed(id, failure)).await),
-            other => Err(session.lost(unexpected(id, &other)).await),
-        }
+            other => Err(other),
+        })
+        .await
     }
 
     async fn start(&self, id: ContainerId) -> Result<(), RuntimeError> {
-        let mut session = self.take(id)?;
-        match session.ask(&StartRequest::Start, "start", START_WAIT_MS_MAX).await? {
+        self.step(id, &StartRequest::Start, ("start", START_WAIT_MS_MAX), |_, report| match report {
+            StartReport::Started => Ok(()),
+            other => Err(other),
+        })
+        .await?;
+        if let Some(session) = self.session(id) {
             // Only when the helper has ended is init our child, and its status ours to take.
-            StartReport::Started => session.finish("end", EXIT_WAIT_MS_MAX).await,
-            StartReport::Failed(failure) => Err(session.lost(failed(id, failure)).await),
-            other => Err(session.lost(unexpected(id, &other)).await),
+            session.lock().await.finish("end", EXIT_WAIT_MS_MAX).await?;
+            self.sessions().remove(&id);
         }
+        Ok(())
     }
 
     async fn wait(&self, init: Init) -> Exit {
@@ -219,10 +250,12 @@ impl Runtime for HelperRuntime {
     }
 
     async fn remove(&self, id: ContainerId) -> Result<(), RuntimeError> {
-        let session = self.sessions().remove(&id);
+        let session = self.session(id);
         let begun = session.is_some();
-        let init = session.as_ref().and_then(Session::init).or_else(|| self.noted_init(id));
+        let mut init = self.noted_init(id);
         if let Some(session) = session {
+            let mut session = session.lock().await;
+            init = session.init().or(init);
             session.kill().await;
         }
         // An init that never got to execve has nobody who would take its status; the others have been waited for.
@@ -232,6 +265,7 @@ impl Runtime for HelperRuntime {
         if begun || init.is_none() {
             orphans::end().await;
         }
+        self.sessions().remove(&id);
         let dir = self.places(id).dir;
         files::remove(&dir).map_err(|source| RuntimeError::Io { action: "remove", path: dir, source })
     }

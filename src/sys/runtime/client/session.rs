@@ -21,8 +21,8 @@ use crate::sys::runtime::{ExecOutcome, ExecRequest, Init, RuntimeError, process}
 /// What an exec may take beyond the command's own time.
 const EXEC_WAIT_MS_MORE: u64 = 20_000;
 
-/// A helper, and both ends of the conversation with it. Dropped, it is killed: `remove` may come next and must not meet
-/// a helper at work.
+/// A helper, and both ends of the conversation with it. Dropped, it is killed, but not waited for: what it leaves can
+/// be seen only when it is gone, so whoever ends one on purpose calls a method that waits.
 #[derive(Debug)]
 pub struct Session {
     id: ContainerId,
@@ -30,6 +30,8 @@ pub struct Session {
     stdin: Option<ChildStdin>,
     stdout: BufReader<ChildStdout>,
     init: Option<(Init, Registered)>,
+    /// Set over each question: an answer that nobody waited for would be taken for the next one's.
+    asking: bool,
     // Last: forgotten when the helper is killed.
     _registered: Registered,
 }
@@ -52,7 +54,7 @@ impl Session {
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).ok_or_else(gone)?;
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take().ok_or_else(gone)?);
         let _registered = Registered::new(pid);
-        Ok(Self { id, child, stdin, stdout: BufReader::new(stdout), init: None, _registered })
+        Ok(Self { id, child, stdin, stdout: BufReader::new(stdout), init: None, asking: false, _registered })
     }
 
     /// Notes the init that the helper has made.
@@ -72,12 +74,19 @@ impl Session {
         step: &'static str,
         wait_ms_max: u64,
     ) -> Result<A, RuntimeError> {
+        if std::mem::replace(&mut self.asking, true) {
+            let source = io::Error::other("an earlier step was given up");
+            return Err(RuntimeError::Helper { action: "speak to", id: self.id, source });
+        }
         let conversation = async {
             self.send(request, &[]).await?;
             receive(&mut self.stdout).await
         };
         match tokio::time::timeout(Duration::from_millis(wait_ms_max), conversation).await {
-            Ok(Ok(answer)) => Ok(answer),
+            Ok(Ok(answer)) => {
+                self.asking = false;
+                Ok(answer)
+            }
             Ok(Err(source)) => {
                 let ended = self.end().await;
                 Err(RuntimeError::Helper { action: "speak to", id: self.id, source: with_status(source, ended) })
@@ -98,7 +107,7 @@ impl Session {
     }
 
     /// The helper has said its last word: waits for its end.
-    pub async fn finish(mut self, step: &'static str, wait_ms_max: u64) -> Result<(), RuntimeError> {
+    pub async fn finish(&mut self, step: &'static str, wait_ms_max: u64) -> Result<(), RuntimeError> {
         match tokio::time::timeout(Duration::from_millis(wait_ms_max), self.child.wait()).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(source)) => Err(RuntimeError::Helper { action: "wait for", id: self.id, source }),
@@ -110,7 +119,7 @@ impl Session {
     }
 
     /// The helper has failed and is undoing: waits for its end, and gives the error that it failed with.
-    pub async fn lost(self, error: RuntimeError) -> RuntimeError {
+    pub async fn lost(&mut self, error: RuntimeError) -> RuntimeError {
         let id = self.id;
         if let Err(also) = self.finish("undo", EXIT_WAIT_MS_MAX).await {
             tracing::warn!(container = %id, error = &also as &dyn std::error::Error, "a failed runtime helper did not end");
@@ -119,7 +128,7 @@ impl Session {
     }
 
     /// Kills the helper and waits until it is gone.
-    pub async fn kill(mut self) {
+    pub async fn kill(&mut self) {
         self.end().await;
     }
 
