@@ -4,6 +4,7 @@
 
 mod cgroup;
 mod floors;
+mod main_job;
 mod network;
 mod runtime;
 mod skips;

@@ -16,7 +16,12 @@ pub struct Folder(tempfile::TempDir);
 
 impl Folder {
     pub fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::new_in(std::env::temp_dir())
+    }
+
+    /// As [`Folder::new`], where it shall lie.
+    pub fn new_in(parent: impl AsRef<Path>) -> Self {
+        let dir = tempfile::tempdir_in(parent).unwrap();
         fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o711)).unwrap();
         Self(dir)
     }
@@ -82,13 +87,19 @@ impl Drop for CgroupGuard {
     }
 }
 
-fn hierarchies() -> Vec<PathBuf> {
+/// Where the cgroup hierarchies are mounted.
+pub fn hierarchies() -> Vec<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let is_cgroup = |line: &&str| line.contains(" - cgroup ") || line.contains(" - cgroup2 ");
     mounts.lines().filter(is_cgroup).filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from).collect()
 }
 
-fn remove_group(dir: &Path) {
+/// Kills what is in a group without groups of its own, also where it is frozen, and removes it.
+pub fn remove_group(dir: &Path) {
+    // On v1 a frozen process gets no signal.
+    if dir.join("freezer.state").exists() {
+        let _ = fs::write(dir.join("freezer.state"), "THAWED");
+    }
     let deadline = Instant::now() + Duration::from_secs(5);
     while fs::remove_dir(dir).is_err() && dir.exists() && Instant::now() < deadline {
         for pid in fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default().lines() {

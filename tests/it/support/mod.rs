@@ -1,4 +1,5 @@
 //! What several integration tests need.
 
 pub mod container;
+pub mod daemon;
 pub mod net;
