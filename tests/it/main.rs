@@ -3,9 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests; a panic is how they fail")]
 
 mod cgroup;
+mod faults;
 mod floors;
 mod main_job;
 mod network;
+mod recovery;
 mod runtime;
 mod skips;
 mod support;
