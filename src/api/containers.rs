@@ -173,7 +173,7 @@ fn made(service: &Service, made: Made, mut warnings: Vec<String>, message: &'sta
     warnings.extend(made.warnings);
     let container = made.container;
     let answer = Answer::created(message, view(service, &container, warnings));
-    answer.at_generation(container.generation).about(container.id)
+    answer.at_generation(container.generation).about(container.id).timed(made.timings)
 }
 
 /// Make a container from an image
@@ -183,7 +183,8 @@ fn made(service: &Service, made: Made, mut warnings: Vec<String>, message: &'sta
            ("wait" = Option<String>, Query, description = "ready (where left out), started, none"),
            ("timeout" = Option<u64>, Query, description = "Seconds to wait, 1–300 (10); past it the answer has a warning"),
            ("Idempotency-Key" = Option<String>, Header, description = "The same key and body: the first answer again")),
-    responses((status = 201, description = "Made", body = Success<ContainerView>),
+    responses((status = 201, description = "Made", body = Success<ContainerView>,
+               headers(("Server-Timing" = String, description = "Milliseconds that each step took: `snapshot;dur=3.2, …`; some run at once"))),
               (status = "default", description = "Refused", body = ErrorBody)))]
 pub async fn create(
     State(api): State<Api>,
@@ -206,7 +207,8 @@ pub async fn create(
            ("wait" = Option<String>, Query, description = "ready (where left out), started, none"),
            ("timeout" = Option<u64>, Query, description = "Seconds to wait, 1–300 (10); past it the answer has a warning"),
            ("Idempotency-Key" = Option<String>, Header, description = "The same key and body: the first answer again")),
-    responses((status = 201, description = "Made", body = Success<ContainerView>),
+    responses((status = 201, description = "Made", body = Success<ContainerView>,
+               headers(("Server-Timing" = String, description = "Milliseconds that each step took: `snapshot;dur=3.2, …`; some run at once"))),
               (status = "default", description = "Refused", body = ErrorBody)))]
 pub async fn copy(
     State(api): State<Api>,
@@ -374,10 +376,11 @@ async fn changed(
         let wait = Await { until: Until::Ready, timeout: Duration::from_secs(WAIT_TIMEOUT_S_DEFAULT) };
         let done = service.verb(made.container.id, Verb::Restart, wait, None).await?;
         made.container = done.container;
+        made.timings = done.timings;
         warnings.extend(done.warnings);
     }
     let answer = Answer::ok("Container updated successfully", view(service, &made.container, warnings));
-    Ok(answer.at_generation(made.container.generation))
+    Ok(answer.at_generation(made.container.generation).timed(made.timings))
 }
 
 /// Delete a container and all its data

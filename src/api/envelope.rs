@@ -1,13 +1,19 @@
 //! The form of every success: `{"statusCode", "message", "data"}`.
 
+use std::time::Duration;
+
 use axum::Json;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::idempotency::Keep;
 use crate::domain::ContainerId;
+use crate::lifecycle::Timings;
+
+/// How long each step took, as browsers and tools read it (W3C Server Timing).
+pub const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
 /// The body of every success.
 #[derive(Debug, Serialize, ToSchema)]
@@ -29,12 +35,13 @@ pub struct Answer<T> {
     data: T,
     generation: Option<u64>,
     keep: Option<Keep>,
+    timings: Timings,
 }
 
 impl<T: Serialize> Answer<T> {
     /// 200.
     pub fn ok(message: &'static str, data: T) -> Self {
-        Self { status: StatusCode::OK, message, data, generation: None, keep: None }
+        Self { status: StatusCode::OK, message, data, generation: None, keep: None, timings: Timings::new() }
     }
 
     /// 201.
@@ -45,6 +52,12 @@ impl<T: Serialize> Answer<T> {
     /// With an ETag.
     pub fn at_generation(mut self, generation: u64) -> Self {
         self.generation = Some(generation);
+        self
+    }
+
+    /// Says how long each step took, for whoever wants to know where the time went.
+    pub fn timed(mut self, timings: Timings) -> Self {
+        self.timings = timings;
         self
     }
 
@@ -69,6 +82,9 @@ impl<T: Serialize> IntoResponse for Answer<T> {
         if let Some(generation) = self.generation {
             response.headers_mut().insert(header::ETAG, etag(generation));
         }
+        if let Some(value) = server_timing(&self.timings) {
+            response.headers_mut().insert(SERVER_TIMING, value);
+        }
         if let Some(keep) = self.keep {
             response.extensions_mut().insert(keep);
         }
@@ -78,4 +94,28 @@ impl<T: Serialize> IntoResponse for Answer<T> {
 
 fn etag(generation: u64) -> HeaderValue {
     HeaderValue::try_from(format!("\"{generation}\"")).unwrap_or(HeaderValue::from_static("\"0\""))
+}
+
+/// `snapshot;dur=3.214, prepare;dur=4.02`: the steps in the order they ended, in milliseconds. Steps of one stage run at
+/// once, so they add up to more than the whole.
+fn server_timing(timings: &Timings) -> Option<HeaderValue> {
+    if timings.is_empty() {
+        return None;
+    }
+    let one = |(step, took): &(String, Duration)| format!("{step};dur={:.3}", took.as_secs_f64() * 1000.0);
+    HeaderValue::try_from(timings.iter().map(one).collect::<Vec<_>>().join(", ")).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_are_told_in_milliseconds() {
+        let timings =
+            vec![("record".into(), Duration::from_micros(1_500)), ("snapshot".into(), Duration::from_millis(3))];
+        let response = Answer::created("Made", ()).timed(timings).into_response();
+        assert_eq!(response.headers()[SERVER_TIMING], "record;dur=1.500, snapshot;dur=3.000");
+        assert!(!Answer::ok("Shown", ()).into_response().headers().contains_key(SERVER_TIMING));
+    }
 }

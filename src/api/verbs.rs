@@ -49,7 +49,7 @@ async fn carry_out(
     grace: Option<Duration>,
 ) -> Result<Answer<OperationView>, ApiError> {
     caller.container(&api.service, id)?;
-    let done = api.service.verb(id, verb, wait, grace).await?;
+    let mut done = api.service.verb(id, verb, wait, grace).await?;
     let message = match verb {
         Verb::Start => "Container started successfully",
         Verb::Stop | Verb::ForceStop => "Container stopped successfully",
@@ -57,7 +57,8 @@ async fn carry_out(
         Verb::Pause => "Container paused successfully",
         Verb::Resume => "Container resumed successfully",
     };
-    Ok(Answer::ok(message, done.into()))
+    let timings = std::mem::take(&mut done.timings);
+    Ok(Answer::ok(message, done.into()).timed(timings))
 }
 
 macro_rules! verbs {
@@ -67,7 +68,8 @@ macro_rules! verbs {
             params(("id" = String, Path, description = "The container's id"),
                    ("wait" = Option<String>, Query, description = $waits),
                    ("timeout" = Option<u64>, Query, description = $timeout)),
-            responses((status = 200, description = "Done", body = Success<OperationView>),
+            responses((status = 200, description = "Done", body = Success<OperationView>,
+                       headers(("Server-Timing" = String, description = "Milliseconds that each step took; some run at once"))),
                       (status = "default", description = "Refused", body = ErrorBody)))]
         pub async fn $name(
             State(api): State<Api>,

@@ -154,6 +154,20 @@ impl Executor {
     /// # Errors
     /// The first step that failed.
     pub async fn remove(&self, target: Target, verb: &str, plan: &Plan<Remove>) -> Result<Option<SubvolumeId>, Error> {
+        self.remove_timed(target, verb, plan, &mut Timings::new()).await
+    }
+
+    /// As [`Executor::remove`]; notes how long each step took, those of a failed plan too.
+    ///
+    /// # Errors
+    /// As [`Executor::remove`].
+    pub async fn remove_timed(
+        &self,
+        target: Target,
+        verb: &str,
+        plan: &Plan<Remove>,
+        timings: &mut Timings,
+    ) -> Result<Option<SubvolumeId>, Error> {
         self.begin(target, verb)?;
         let mut first = Ok(());
         let mut erased = None;
@@ -163,7 +177,7 @@ impl Executor {
                 let result = result.map(|found| erased = erased.or(found));
                 (step, took, result)
             });
-            first = first.and(self.stage(target.id, results.collect(), &mut Timings::new()));
+            first = first.and(self.stage(target.id, results.collect(), timings));
         }
         first?;
         self.journal.append(Entry::End { id: target.id })?;

@@ -35,7 +35,7 @@ pub(crate) mod tests;
 mod worker;
 
 pub use error::{DriverError, Error, What};
-pub use execute::Drivers;
+pub use execute::{Drivers, Timings};
 pub use recover::Report;
 pub use requests::*;
 pub use service::Service;

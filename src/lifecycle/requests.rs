@@ -8,6 +8,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::error::Error;
+use super::execute::Timings;
 use crate::domain::container::{EnvChange, ExternalId, SettingsPatch};
 use crate::domain::token::Permissions;
 use crate::domain::{Bytes, Container, ContainerName, Image, OperationId, ProjectId, Secret, Token, Verb};
@@ -133,7 +134,7 @@ pub struct Made {
     /// What the caller should know, though nothing failed.
     pub warnings: Vec<String>,
     /// How long each step took, in the order they ended.
-    pub timings: Vec<(String, Duration)>,
+    pub timings: Timings,
 }
 
 /// A verb as it was carried out.
@@ -147,6 +148,8 @@ pub struct Done {
     pub container: Arc<Container>,
     /// What the caller should know, though nothing failed.
     pub warnings: Vec<String>,
+    /// How long each step took, in the order they ended.
+    pub timings: Timings,
 }
 
 /// What a container uses now.

@@ -42,6 +42,13 @@ pub struct Settled {
     pub timings: Timings,
 }
 
+impl Settled {
+    /// Nothing is to be waited for.
+    const fn at_rest(container: Arc<Container>, timings: Timings) -> Self {
+        Self { container, ready: None, timings }
+    }
+}
+
 type Reply<T> = oneshot::Sender<Result<T, Error>>;
 
 /// What a worker is told.
@@ -226,17 +233,18 @@ impl Worker {
             return Err(Error::WrongState { verb, status: container.status() });
         }
         tracing::info!(%verb, generation = container.generation, "begins");
-        let settled = |container| Settled { container, ready: None, timings: Timings::new() };
         match verb {
             Verb::Start => self.start("start").await,
-            Verb::Stop => Ok(settled(self.stop("stop", Some(grace), Desired::Stopped).await?)),
-            Verb::ForceStop => Ok(settled(self.stop("force-stop", None, Desired::Stopped).await?)),
+            Verb::Stop => self.stop("stop", Some(grace), Desired::Stopped).await,
+            Verb::ForceStop => self.stop("force-stop", None, Desired::Stopped).await,
             Verb::Restart => {
-                self.stop("restart", Some(grace), Desired::Running).await?;
-                self.start("restart").await
+                let stopped = self.stop("restart", Some(grace), Desired::Running).await?;
+                let mut settled = self.start("restart").await?;
+                settled.timings.splice(..0, stopped.timings);
+                Ok(settled)
             }
-            Verb::Pause => Ok(settled(self.freeze(true).await?)),
-            Verb::Resume => Ok(settled(self.freeze(false).await?)),
+            Verb::Pause => self.freeze(true).await,
+            Verb::Resume => self.freeze(false).await,
         }
     }
 
@@ -263,10 +271,10 @@ impl Worker {
         }
     }
 
-    async fn stop(&mut self, by: &str, grace: Option<Duration>, desired: Desired) -> Result<Arc<Container>, Error> {
+    async fn stop(&mut self, by: &str, grace: Option<Duration>, desired: Desired) -> Result<Settled, Error> {
         let began = Instant::now();
         let container = self.record()?;
-        let Some(init) = container.phase.init() else { return Ok(container) };
+        let Some(init) = container.phase.init() else { return Ok(Settled::at_rest(container, Timings::new())) };
         if matches!(container.phase, Phase::Paused { .. }) {
             self.shared.executor.drivers().cgroups.freeze(self.id, false).await.map_err(Error::driver)?;
         }
@@ -275,8 +283,11 @@ impl Worker {
             container.desired = desired;
         })
         .await?;
+        let ending = Instant::now();
         self.end(init, grace).await?;
-        self.torn_down(by, began, StopReason::Requested).await
+        let mut timings = Timings::from([("end-init".to_owned(), ending.elapsed())]);
+        let container = self.torn_down(by, began, StopReason::Requested, &mut timings).await?;
+        Ok(Settled::at_rest(container, timings))
     }
 
     /// Ends init: asks first where there is a grace, then kills.
@@ -299,9 +310,15 @@ impl Worker {
     }
 
     /// Removes what a dead init leaves, and writes down that it is stopped.
-    async fn torn_down(&self, by: &str, began: Instant, reason: StopReason) -> Result<Arc<Container>, Error> {
-        let container = self.record()?;
-        self.shared.executor.remove(Target::from(&*container), by, &Plan::<Remove>::tear_down()).await?;
+    async fn torn_down(
+        &self,
+        by: &str,
+        began: Instant,
+        reason: StopReason,
+        timings: &mut Timings,
+    ) -> Result<Arc<Container>, Error> {
+        let target = Target::from(&*self.record()?);
+        self.shared.executor.remove_timed(target, by, &Plan::<Remove>::tear_down(), timings).await?;
         self.set(Change::flushed(by).since(began), |container| {
             container.phase = Phase::Stopped { reason };
             container.ready_at = None;
@@ -315,22 +332,25 @@ impl Worker {
         let usage = self.shared.executor.drivers().cgroups.usage(self.id).await;
         let oom = usage.ok().flatten().is_some_and(|usage| usage.oom_kills > 0);
         tracing::info!(%exit, oom, "init ended");
-        if let Err(error) = self.torn_down("exit", began, StopReason::Exited { exit, oom }).await {
+        let reason = StopReason::Exited { exit, oom };
+        if let Err(error) = self.torn_down("exit", began, reason, &mut Timings::new()).await {
             tracing::error!(error = &error as &dyn std::error::Error, "what a dead init left cannot be removed");
             // The record still says running with a dead init: without this pause the loop would spin on it.
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
     }
 
-    async fn freeze(&self, frozen: bool) -> Result<Arc<Container>, Error> {
+    async fn freeze(&self, frozen: bool) -> Result<Settled, Error> {
         let began = Instant::now();
         let init = self.init().ok_or(Error::NotRunning(self.record()?.status()))?;
         self.shared.executor.drivers().cgroups.freeze(self.id, frozen).await.map_err(Error::driver)?;
         let by = if frozen { "pause" } else { "resume" };
-        self.set(Change::lazy(by).since(began), |container| {
-            container.phase = if frozen { Phase::Paused { init } } else { Phase::Running { init } };
-        })
-        .await
+        let container = self
+            .set(Change::lazy(by).since(began), |container| {
+                container.phase = if frozen { Phase::Paused { init } } else { Phase::Running { init } };
+            })
+            .await?;
+        Ok(Settled::at_rest(container, Timings::new()))
     }
 
     /// First what is in force, then the record: a limit that the kernel does not take is not written down.

@@ -85,7 +85,9 @@ impl Service {
         self.check_settings(&draft.settings)?;
         self.check_room().await?;
         let start = draft.start;
+        let began = Instant::now();
         let container = self.ledger().add(|slot| draft.record(slot)).await?;
+        let recorded = began.elapsed();
         let (reply, done) = oneshot::channel();
         let deadline = Instant::now() + wait.timeout;
         if let Err(error) = self.inner.shared.send(container.id, Command::Build { origin, start, reply }) {
@@ -96,17 +98,20 @@ impl Service {
             return Ok(Made { container, warnings: Vec::new(), timings: Vec::new() });
         }
         // A start is bounded by its helper's own limits, so this ends.
-        let settled = done.await.map_err(gone)??;
+        let mut settled = done.await.map_err(gone)??;
+        settled.timings.insert(0, ("record".to_owned(), recorded));
         self.await_ready(settled, wait.until, deadline).await
     }
 
     /// Waits until the port accepts; past the deadline, or when init has ended, the caller gets a warning.
     async fn await_ready(&self, settled: Settled, until: Until, deadline: Instant) -> Result<Made, Error> {
-        let Settled { mut container, ready, timings } = settled;
+        let Settled { mut container, ready, mut timings } = settled;
         let mut warnings = Vec::new();
         if let (Until::Ready, Some(mut ready)) = (until, ready) {
+            let began = Instant::now();
             let over = tokio::time::timeout_at(deadline.into(), ready.wait_for(|end| *end != Readiness::Pending)).await;
             let end = over.ok().and_then(Result::ok).map(|end| *end);
+            timings.push(("ready".to_owned(), began.elapsed()));
             // It may have been deleted meanwhile; the record from before is then the best there is.
             container = self.container(container.id).unwrap_or(container);
             warnings.extend(not_ready(&container, end));
@@ -156,11 +161,12 @@ impl Service {
         self.inner.shared.send(id, Command::Verb { verb, grace, reply })?;
         tracing::info!(container = %id, %operation, %verb, "accepted");
         if wait.until == Until::Nothing {
-            return Ok(Done { operation, verb, container, warnings: Vec::new() });
+            return Ok(Done { operation, verb, container, warnings: Vec::new(), timings: Vec::new() });
         }
         let settled = done.await.map_err(gone)??;
         let made = self.await_ready(settled, wait.until, deadline).await?;
-        Ok(Done { operation, verb, container: made.container, warnings: made.warnings })
+        let Made { container, warnings, timings } = made;
+        Ok(Done { operation, verb, container, warnings, timings })
     }
 
     /// Deletes a container with all its data: from any state, and again with the same answer. Returns when every object is
