@@ -9,7 +9,7 @@ use crate::domain::container::{
     COMMAND_BYTES_MAX, COMMAND_WORDS_MAX, COMMENT_CHARS_MAX, EnvChange, ExternalId, LABELS_MAX, LimitsPatch,
 };
 use crate::domain::policy::{PolicyName, PolicyNameError};
-use crate::domain::{Bytes, BytesPerSecond, ContainerName, CpuMillis, EnvKey, EnvVars, Pids};
+use crate::domain::{Bytes, BytesPerSecond, ContainerName, CpuMillis, EnvError, EnvKey, EnvVars, Pids};
 
 /// Characters of a label's key, at most.
 const LABEL_KEY_CHARS_MAX: usize = 63;
@@ -93,7 +93,13 @@ pub fn env_change(vars: Texts, maps: Maps) -> Result<EnvChange, ApiError> {
         let key: EnvKey = name.parse().map_err(|error| ApiError::from(error).of(format!("environment_vars.{name}")))?;
         match &value {
             // Also under a merge: whatever is too long or too many for an empty environment is so for any.
-            Some(text) => all.set(key.clone(), text.clone())?,
+            Some(text) => all.set(key.clone(), text.clone()).map_err(|error| {
+                let field = match &error {
+                    EnvError::TooMany(_) => "environment_vars".to_owned(),
+                    _ => format!("environment_vars.{key}"),
+                };
+                ApiError::from(error).of(field)
+            })?,
             None if maps == Maps::Merge => {}
             None => return Err(ApiError::invalid(format!("environment_vars.{key}"), "a text is wanted, not null")),
         }
