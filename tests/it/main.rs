@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests; a panic is how they fail")]
 
+mod bad_input;
 mod cgroup;
 mod faults;
 mod floors;

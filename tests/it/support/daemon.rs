@@ -33,6 +33,7 @@ pub const PROXY: &str = "127.0.0.1:8080";
 const VM_FACTOR: u32 = 20;
 /// Ids that belong to one daemon of a test, so that its processes are known by them.
 const IDS: u32 = 1 << 25;
+const IDS_PER_SLOT: u32 = 1 << 16;
 /// What of the daemon's log is shown when a test failed.
 const LOG_TAIL_BYTES: usize = 24 * 1024;
 
@@ -230,7 +231,8 @@ impl Daemon {
         let uid_base = 500_000_000 + (number % 100) * IDS;
         let folder = Folder::new_in("/var/tmp");
         let run_dir = Path::new("/run").join(&instance);
-        let (top, tables) = config.split_once("\n[").map_or((config, String::new()), |(a, b)| (a, format!("[{b}")));
+        let tables_at = if config.starts_with('[') { 0 } else { config.find("\n[").unwrap_or(config.len()) };
+        let (top, tables) = config.split_at(tables_at);
         let pool = if tables.contains("[pool]") { "" } else { "[pool]\nsize = '2GiB'\n" };
         let text = format!(
             "instance = '{instance}'\ndata_dir = '{}'\nrun_dir = '{}'\npolicies_dir = '{}'\n{top}\n[users]\nuid_base = {uid_base}\n{pool}{tables}\n",
@@ -287,7 +289,7 @@ impl Daemon {
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TENANTRY_")) {
             command.env_remove(name);
         }
-        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).current_dir("/");
+        command.env("NO_COLOR", "1").stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).current_dir("/");
         self.child = Some(command.spawn().unwrap());
     }
 
@@ -350,7 +352,8 @@ impl Daemon {
         found.extend(container_files(&self.run_dir).into_iter().map(|path| format!("file {}", path.display())));
         found.extend(self.mounts().into_iter().map(|path| format!("mount {}", path.display())));
         found.extend(self.subvolumes());
-        found.extend(self.processes().into_iter().map(|pid| format!("process {pid}")));
+        // How many an app has is its own affair: a server forks as it likes.
+        found.extend(self.processes().into_iter().map(|(_, slot)| format!("processes of slot {slot}")));
         found
     }
 
@@ -383,18 +386,18 @@ impl Daemon {
         self.cgroup_parents().into_iter().find_map(read).map(|text| text.trim().to_owned())
     }
 
-    /// Processes under ids of this instance's containers.
-    pub fn processes(&self) -> Vec<u32> {
+    /// Processes under ids of this instance's containers, each with its slot.
+    pub fn processes(&self) -> Vec<(u32, u32)> {
         let ids = self.uid_base..self.uid_base + IDS;
-        let pids =
-            fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        let is_ours = |pid: &u32| {
-            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let entries = fs::read_dir("/proc").unwrap().flatten();
+        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        let slot = |pid| {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
             let uid =
                 status.lines().find_map(|line| line.strip_prefix("Uid:")?.split_whitespace().next()?.parse().ok());
-            uid.is_some_and(|uid: u32| ids.contains(&uid))
+            uid.filter(|uid: &u32| ids.contains(uid)).map(|uid| (pid, (uid - self.uid_base) / IDS_PER_SLOT))
         };
-        pids.filter(is_ours).collect()
+        pids.filter_map(slot).collect()
     }
 
     fn mounts(&self) -> Vec<PathBuf> {
