@@ -1,0 +1,116 @@
+//! The same bundle without the daemon: by runc, and by our helper alone.
+//!
+//! Both get the bundle that the daemon wrote for a copy, with a rootfs and a cgroup of their own. runc 1.1 knows no idmapped
+//! mounts, so the files of its rootfs belong to the container's ids already: work that it is spared.
+
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use tenantry::domain::ContainerId;
+use tenantry::sys::cgroup::Layout;
+use tenantry::sys::runtime::{HelperRuntime, Launch, Runtime, become_subreaper};
+
+use crate::bed::{Bed, TENANTRY, groups, remove_group};
+use crate::report::{HELPER, RUNC, Report};
+
+/// What both need.
+#[derive(Debug)]
+pub struct Rivals {
+    folder: PathBuf,
+    bundle: Value,
+    first_id: u32,
+    group: String,
+    cgroups: Layout,
+    runtime: HelperRuntime,
+}
+
+impl Rivals {
+    /// Takes a running container's bundle and a copy of its files.
+    pub fn borrow(bed: &Bed, lender: &str) -> Result<Self> {
+        become_subreaper().context("cannot become the reaper of containers")?;
+        let path = bed.data().join("bundles").join(lender).join("config.json");
+        let bundle: Value = serde_json::from_slice(&fs::read(&path).with_context(|| path.display().to_string())?)?;
+        let first_id = bundle["linux"]["uidMappings"][0]["hostID"].as_u64().context("the bundle maps no ids")?;
+        let first_id = u32::try_from(first_id)?;
+        let folder = bed.rivals();
+        let passable = |path: &Path| fs::DirBuilder::new().recursive(true).mode(0o711).create(path);
+        passable(&folder)?;
+        let rootfs = bed.data().join("pool/containers").join(lender).join("rootfs");
+        for (name, owner) in [("runc", first_id), ("helper", 0)] {
+            let home = folder.join(name);
+            passable(&home.join("bundle"))?;
+            tool("cp", &["-a", &rootfs.to_string_lossy(), &home.to_string_lossy()])?;
+            tool("chown", &["-hR", &format!("{owner}:{owner}"), &home.join("rootfs").to_string_lossy()])?;
+        }
+        let runtime = HelperRuntime::with_helper(&bed.run_dir().join("bench"), Path::new(TENANTRY))?;
+        Ok(Self { folder, bundle, first_id, group: bed.rivals_group(), cgroups: Layout::detect()?, runtime })
+    }
+
+    pub async fn play(&self, report: &mut Report) -> Result<()> {
+        self.runc(report)?;
+        self.helper(report).await
+    }
+
+    /// The bundle, with what must be another one's.
+    fn write_bundle(&self, home: &Path, group: &str) -> Result<PathBuf> {
+        let mut bundle = self.bundle.clone();
+        bundle["root"]["path"] = json!(home.join("rootfs"));
+        bundle["linux"]["cgroupsPath"] = json!(group);
+        let folder = home.join("bundle");
+        fs::write(folder.join("config.json"), serde_json::to_vec(&bundle)?)?;
+        Ok(folder)
+    }
+
+    fn runc(&self, report: &mut Report) -> Result<()> {
+        let home = self.folder.join("runc");
+        let id = ContainerId::generate().to_string();
+        let bundle = self.write_bundle(&home, &format!("{}/{id}", self.group))?;
+        let (root, bundle) = (home.join("state"), bundle);
+        let (root, bundle) = (root.to_string_lossy(), bundle.to_string_lossy());
+        let began = Instant::now();
+        tool("runc", &["--root", &root, "create", "--bundle", &bundle, &id])?;
+        tool("runc", &["--root", &root, "start", &id])?;
+        report.took(RUNC, began.elapsed());
+        let began = Instant::now();
+        tool("runc", &["--root", &root, "delete", "--force", &id])?;
+        report.took("runc: delete --force", began.elapsed());
+        Ok(())
+    }
+
+    async fn helper(&self, report: &mut Report) -> Result<()> {
+        let home = self.folder.join("helper");
+        let id = ContainerId::generate();
+        let group = format!("{}/{id}", self.group);
+        let launch = Launch {
+            id,
+            bundle: self.write_bundle(&home, &group)?,
+            rootfs: home.join("rootfs"),
+            first_id: self.first_id,
+            log: home.join("log"),
+        };
+        let began = Instant::now();
+        self.runtime.prepare(&launch).await?;
+        self.runtime.create(id).await?;
+        self.runtime.start(id).await?;
+        report.took(HELPER, began.elapsed());
+        let began = Instant::now();
+        self.runtime.remove(id).await?;
+        groups(&self.cgroups, &group).iter().for_each(|folder| remove_group(folder));
+        report.took("helper alone: remove", began.elapsed());
+        Ok(())
+    }
+}
+
+fn tool(program: &str, args: &[&str]) -> Result<()> {
+    let mut command = Command::new(program);
+    // Not a pipe: runc's container keeps what it gets.
+    let status = command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    let status = status.with_context(|| format!("cannot run {program}"))?;
+    ensure!(status.success(), "{program} {}: {status}", args.join(" "));
+    Ok(())
+}
