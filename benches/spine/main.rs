@@ -146,8 +146,7 @@ impl<'a> Round<'a> {
 
     async fn create(&self, report: &mut Report) -> Result<()> {
         let began = Instant::now();
-        let made =
-            self.client.post(&format!("/projects/{}/containers", self.project), json!({})).await?.expect(201)?;
+        let made = self.client.post(&format!("/projects/{}/containers", self.project), json!({})).await?.expect(201)?;
         report.took("create from an image, ready", began.elapsed());
         self.client.delete(&format!("/containers/{}", made.id()?)).await?.expect(200)?;
         Ok(())

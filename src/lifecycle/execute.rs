@@ -12,8 +12,8 @@ use super::error::{DriverError, Error};
 use super::plan::{Make, Origin, Plan, Remove};
 use crate::domain::policy::Policy;
 use crate::domain::{Container, ContainerId, Image, Init, Slot};
+use crate::store::Records;
 use crate::store::journal::{Entry, RunJournal};
-use crate::store::{Batch, Durability, Records};
 use crate::sys::btrfs::{Access, Pool, SubvolumeId};
 use crate::sys::cgroup::Cgroups;
 use crate::sys::folders::{Folders, Layout};
@@ -216,8 +216,7 @@ impl Executor {
             Make::Snapshot(origin) => {
                 pool.snapshot(&self.origin(origin), &self.layout.pool.rootfs(id), Access::ReadWrite).await?;
             }
-            // An empty batch changes nothing and returns when all before it is on the disk.
-            Make::FlushRecord => self.records.commit(Batch::default(), Durability::Flushed).await?,
+            Make::FlushRecord => self.records.flush().await?,
             Make::LimitDisk => self.limit_disk(container).await?,
             Make::Personalise => folders.personalise(id, &bundle::identity(container)).await?,
             Make::WriteManifest => folders.write_manifest(id, &bundle::manifest(container)).await?,
@@ -248,6 +247,7 @@ impl Executor {
     async fn remove_one(&self, target: Target, step: Remove) -> Result<Option<SubvolumeId>, DriverError> {
         let drivers = &self.drivers;
         match step {
+            Remove::FlushRecord => self.records.flush().await?,
             Remove::Cgroup => drivers.cgroups.remove(target.id).await?,
             Remove::Runtime => drivers.runtime.remove(target.id).await?,
             Remove::Link => drivers.links.detach(target.slot).await?,

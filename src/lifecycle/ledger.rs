@@ -101,41 +101,35 @@ impl Ledger {
     }
 
     async fn settle(&self, durability: Durability) -> Result<(), Error> {
-        if durability == Durability::Flushed {
-            // An empty batch changes nothing and returns when all before it is on the disk.
-            self.records.commit(Batch::default(), Durability::Flushed).await?;
+        match durability {
+            Durability::Flushed => Ok(self.records.flush().await?),
+            Durability::Lazy => Ok(()),
         }
-        Ok(())
     }
 
-    /// Adds a container: a slot is reserved and the record made from it. Flushed.
+    /// Adds a container: a slot is reserved and the record made from it. The plan that makes it flushes the record.
     ///
     /// # Errors
     /// A name in use, the project's limit, no slot; nothing is left then.
     pub async fn add(&self, make: impl FnOnce(Slot) -> Container + Send) -> Result<Arc<Container>, Error> {
+        let _order = self.order.lock().await;
         let container = {
-            let _order = self.order.lock().await;
-            let container = {
-                let mut directory = write(&self.directory);
-                let slot = directory.reserve_slot()?;
-                let container = make(slot);
-                let fits = directory.check_new(container.project, &container.name, container.external_id.as_ref());
-                match fits.and_then(|()| directory.put(container)) {
-                    Ok(container) => container,
-                    Err(error) => {
-                        directory.release(slot);
-                        return Err(error);
-                    }
+            let mut directory = write(&self.directory);
+            let slot = directory.reserve_slot()?;
+            let container = make(slot);
+            let fits = directory.check_new(container.project, &container.name, container.external_id.as_ref());
+            match fits.and_then(|()| directory.put(container)) {
+                Ok(container) => container,
+                Err(error) => {
+                    directory.release(slot);
+                    return Err(error);
                 }
-            };
-            let batch = Batch::default().put(&*container)?;
-            if let Err(error) = self.commit(batch).await {
-                write(&self.directory).remove(container.id);
-                return Err(error);
             }
-            container
         };
-        self.settle(Durability::Flushed).await?;
+        if let Err(error) = self.commit(Batch::default().put(&*container)?).await {
+            write(&self.directory).remove(container.id);
+            return Err(error);
+        }
         Ok(container)
     }
 
@@ -193,18 +187,17 @@ impl Ledger {
         Ok(())
     }
 
-    /// Puts a container's receipt in its place: everything the store knows of it goes. Flushed.
+    /// Puts a container's receipt in its place: everything the store knows of it goes. Not flushed: the tombstone is, and
+    /// after a power cut the next daemon does this again.
     ///
     /// # Errors
     /// The store's.
     pub async fn bury(&self, id: ContainerId, receipt: &Receipt) -> Result<(), Error> {
-        {
-            let _order = self.order.lock().await;
-            let batch = self.without(id).await?.put(receipt)?;
-            self.commit(batch).await?;
-            write(&self.directory).remove(id);
-        }
-        self.settle(Durability::Flushed).await
+        let _order = self.order.lock().await;
+        let batch = self.without(id).await?.put(receipt)?;
+        self.commit(batch).await?;
+        write(&self.directory).remove(id);
+        Ok(())
     }
 
     async fn without(&self, id: ContainerId) -> Result<Batch, Error> {
@@ -215,34 +208,29 @@ impl Ledger {
         Ok(batch)
     }
 
-    /// Marks a container as deleted, once; gives its receipt. Flushed: from here on it never runs again.
+    /// Marks a container as deleted, once; gives its receipt. From here on it never runs again; the plan that erases it flushes
+    /// the mark before it touches data.
     ///
     /// # Errors
     /// No such container, or it is protected.
     pub async fn tombstone(&self, id: ContainerId) -> Result<Receipt, Error> {
-        let receipt = {
-            let _order = self.order.lock().await;
-            let old = self.directory().container(id)?;
-            if let Some(receipt) = old.receipt {
-                drop(_order);
-                return self.receipt(receipt).await;
-            }
-            if old.settings.deletion_protection {
-                return Err(Error::Protected(id));
-            }
-            let receipt = Receipt::pending(id, old.project, Timestamp::now());
-            let mut new = (*old).clone();
-            new.receipt = Some(receipt.id);
-            new.generation += 1;
-            new.updated_at = Timestamp::now();
-            let how = Change { durability: Durability::Flushed, by: "delete", began: None };
-            let batch = log_transition(Batch::default(), &old, &mut new, how)?;
-            self.commit(batch.put(&new)?.put(&receipt)?).await?;
-            write(&self.directory).put(new)?;
-            write(&self.receipts).insert(id, receipt.id);
-            receipt
-        };
-        self.settle(Durability::Flushed).await?;
+        let _order = self.order.lock().await;
+        let old = self.directory().container(id)?;
+        if let Some(receipt) = old.receipt {
+            return self.receipt(receipt).await;
+        }
+        if old.settings.deletion_protection {
+            return Err(Error::Protected(id));
+        }
+        let receipt = Receipt::pending(id, old.project, Timestamp::now());
+        let mut new = (*old).clone();
+        new.receipt = Some(receipt.id);
+        new.generation += 1;
+        new.updated_at = Timestamp::now();
+        let batch = log_transition(Batch::default(), &old, &mut new, Change::lazy("delete"))?;
+        self.commit(batch.put(&new)?.put(&receipt)?).await?;
+        write(&self.directory).put(new)?;
+        write(&self.receipts).insert(id, receipt.id);
         Ok(receipt)
     }
 

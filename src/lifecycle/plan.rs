@@ -53,6 +53,8 @@ pub enum Make {
 /// A step that removes something; each may be done twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Remove {
+    /// No removal: the tombstone, on the disk, before data goes.
+    FlushRecord,
     /// Kills what is in the cgroup, removes it.
     Cgroup,
     /// The runtime's state and namespaces.
@@ -119,6 +121,7 @@ impl fmt::Display for Make {
 impl fmt::Display for Remove {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::FlushRecord => "flush-record",
             Self::Cgroup => "remove-cgroup",
             Self::Runtime => "remove-runtime",
             Self::Link => "remove-link",
@@ -198,7 +201,7 @@ impl Plan<Remove> {
     /// Removes all that a container ever had.
     pub fn erase() -> Self {
         Self::of(&[
-            &[Remove::Cgroup, Remove::Runtime, Remove::Link, Remove::Rules],
+            &[Remove::FlushRecord, Remove::Cgroup, Remove::Runtime, Remove::Link, Remove::Rules],
             &[Remove::Rootfs],
             &[Remove::Folders],
         ])
@@ -241,6 +244,7 @@ mod tests {
     fn data_goes_only_when_nothing_can_write_it_any_more() {
         let plan = Plan::erase();
         assert!(position(&plan, Remove::Cgroup) < position(&plan, Remove::Rootfs));
+        assert!(position(&plan, Remove::FlushRecord) < position(&plan, Remove::Rootfs));
         assert!(position(&plan, Remove::Rootfs) < position(&plan, Remove::Folders));
     }
 

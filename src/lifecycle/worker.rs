@@ -319,7 +319,7 @@ impl Worker {
     ) -> Result<Arc<Container>, Error> {
         let target = Target::from(&*self.record()?);
         self.shared.executor.remove_timed(target, by, &Plan::<Remove>::tear_down(), timings).await?;
-        self.set(Change::flushed(by).since(began), |container| {
+        self.set(Change::lazy(by).since(began), |container| {
             container.phase = Phase::Stopped { reason };
             container.ready_at = None;
         })

@@ -160,6 +160,15 @@ impl Records {
         }
     }
 
+    /// Returns when all that was committed before is on the disk.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn flush(&self) -> Result<(), StoreError> {
+        // An empty batch changes nothing.
+        self.store.commit(Batch::default(), Durability::Flushed).await
+    }
+
     /// Applies a batch whole or not at all.
     ///
     /// # Errors

@@ -347,7 +347,10 @@ fn whichever_step_of_a_start_fails_only_the_stopped_container_is_left_on_the_ker
                 let when = format!("after {call} failed (late: {late})");
                 assert!(result.is_err(), "{when} nobody was told");
                 let phase = bed.service().container(id).unwrap().phase.clone();
-                assert!(matches!(phase, Phase::Stopped { reason: StopReason::StartFailed { .. } }), "{when}: {phase:?}");
+                assert!(
+                    matches!(phase, Phase::Stopped { reason: StopReason::StartFailed { .. } }),
+                    "{when}: {phase:?}"
+                );
                 assert_same(&bed.objects().await, &stopped, &when);
                 failed.insert(call);
             }

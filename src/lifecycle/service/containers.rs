@@ -95,6 +95,7 @@ impl Service {
             return Err(error);
         }
         if wait.until == Until::Nothing {
+            self.records().flush().await?;
             return Ok(Made { container, warnings: Vec::new(), timings: Vec::new() });
         }
         // A start is bounded by its helper's own limits, so this ends.
