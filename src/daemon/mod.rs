@@ -178,10 +178,16 @@ impl Daemon {
         crate::api::serve(api, crate::api::router(service.clone()), shutdown).await;
         service.close(Duration::from_secs(CLOSE_S_MAX)).await;
         let _ended = tokio::join!(proxying, trimming);
-        let idle = service.containers().iter().all(|container| container.phase.init().is_none());
+        let left = service.leave_host().await;
         drop(service);
-        if idle && let Err(error) = pool.close().await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "the pool stays mounted");
+        match left {
+            Ok(true) => {
+                if let Err(error) = pool.close().await {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "the pool stays mounted");
+                }
+            }
+            Ok(false) => tracing::info!("containers run on; the pool stays mounted"),
+            Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "the host is not left clean"),
         }
         Ok(())
     }

@@ -92,6 +92,20 @@ impl Service {
         self.inner.shared.close(patience).await;
     }
 
+    /// After [`Service::close`]: takes away what the host has of this instance where no container runs; whether that is so.
+    /// While one runs its rules and cgroup have to stay.
+    ///
+    /// # Errors
+    /// The firewall's table or the cgroups' parent cannot be removed.
+    pub async fn leave_host(&self) -> Result<bool, Error> {
+        if self.containers().iter().any(|container| container.phase.init().is_some()) {
+            return Ok(false);
+        }
+        self.drivers().firewall.unload().await.map_err(Error::driver)?;
+        self.drivers().cgroups.remove_parent().await.map_err(Error::driver)?;
+        Ok(true)
+    }
+
     fn ledger(&self) -> &Ledger {
         &self.inner.shared.ledger
     }
