@@ -150,6 +150,12 @@ impl Cgroups for Faulty<dyn Cgroups> {
     fn path(&self, id: ContainerId) -> String {
         self.inner.path(id)
     }
+    async fn prepare(&self) -> Result<(), CgroupError> {
+        self.inner.prepare().await
+    }
+    async fn remove_parent(&self) -> Result<(), CgroupError> {
+        self.inner.remove_parent().await
+    }
     async fn set_limits(&self, id: ContainerId, limits: &Limits) -> Result<(), CgroupError> {
         self.at("cgroups.set_limits", CgroupError::Injected, self.inner.set_limits(id, limits)).await
     }
