@@ -284,15 +284,15 @@ async fn a_command_past_its_time_is_killed_with_its_children() {
     slow.timeout_ms = 300;
     let begun = Instant::now();
     let outcome = bed.runtime.exec(launch.id, init, &slow).await.unwrap();
-    assert!(outcome.timed_out && begun.elapsed() < Duration::from_secs(5));
+    assert!(outcome.timed_out && begun.elapsed() < Duration::from_secs(20));
     assert_eq!((outcome.exit, text(&outcome.stdout)), (Exit::Signal(libc::SIGKILL), "started\n"));
     let left = bed.exec(&launch, init, &["sh", "-c", "cat /proc/[0-9]*/cmdline"]).await;
-    assert!(!String::from_utf8_lossy(&left.stdout).contains("77"), "a sleeper is left");
+    assert!(!String::from_utf8_lossy(&left.stdout).contains("sleep\x0077"), "a sleeper is left");
 
     // What it leaves in the background holds its output open, and nobody waits for that.
-    let outcome = bed.exec(&launch, init, &["sh", "-c", "sleep 5 & echo done"]).await;
+    let outcome = bed.exec(&launch, init, &["sh", "-c", "sleep 70 & echo done"]).await;
     assert_eq!(text(&outcome.stdout), "done\n");
-    assert!(begun.elapsed() < Duration::from_secs(5));
+    assert!(begun.elapsed() < Duration::from_secs(40));
     bed.end(&launch).await;
 }
 

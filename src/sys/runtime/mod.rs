@@ -3,12 +3,19 @@
 //! A start is one helper in three steps, so that links and rules can be made between them:
 //!
 //! ```text
-//!  prepare ──► namespaces pinned under run_dir (user, net)
+//!  prepare ──► namespaces made (user, net), held open by the helper
 //!  create  ──► init exists in its cgroup and waits before execve
 //!  start   ──► execve; the helper exits, init becomes the daemon's child (subreaper)
 //! ```
 //!
 //! A helper whose daemon goes away (end of its standard input) undoes what it made and exits.
+//!
+//! Nothing is pinned by a mount: the namespaces are descriptors of the helper's, and the idmapped rootfs is mounted in
+//! a mount namespace of the helper's own. A killed helper therefore leaves processes, a cgroup and files under
+//! `run_dir`, and no mount. Between "started" and the removal the namespaces are found as `/proc/<init>/ns/…`.
+//!
+//! An init does not finish dying while a process of its pid namespace waits to be reaped outside. A command whose helper
+//! was killed is such a one, and the daemon, being the subreaper, reaps it.
 
 mod client;
 mod files;
@@ -41,7 +48,7 @@ pub struct Launch {
     pub log: PathBuf,
 }
 
-/// The pinned namespaces of a prepared container: bind mounts of nsfs files.
+/// The namespaces of a prepared container, as paths to open: the helper's descriptors, there until it ends.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pins {
     /// The user namespace.
@@ -147,7 +154,7 @@ pub enum RuntimeError {
 /// Runs containers of one instance.
 #[async_trait]
 pub trait Runtime: Send + Sync + std::fmt::Debug {
-    /// Starts a helper, makes and pins the user and network namespace.
+    /// Starts a helper, makes the user and network namespace.
     async fn prepare(&self, launch: &Launch) -> Result<Pins, RuntimeError>;
     /// Lets the prepared helper create init in its cgroup; init waits before execve.
     async fn create(&self, id: ContainerId) -> Result<Init, RuntimeError>;
@@ -162,8 +169,8 @@ pub trait Runtime: Send + Sync + std::fmt::Debug {
     fn signal(&self, init: Init, signal: i32) -> Result<Delivery, RuntimeError>;
     /// Runs a command inside, with init's namespaces, cgroup, ids, capabilities, rlimits, no_new_privs and seccomp.
     async fn exec(&self, id: ContainerId, init: Init, request: &ExecRequest) -> Result<ExecOutcome, RuntimeError>;
-    /// Ends a helper that is still there, removes the runtime's state, bundle and pins. Init must be dead or is killed.
-    /// Idempotent.
+    /// Ends a helper that is still there, removes the runtime's state and bundle. Init must be dead or is killed. A
+    /// cgroup is left to its driver. Idempotent.
     async fn remove(&self, id: ContainerId) -> Result<(), RuntimeError>;
     /// Containers of which anything is left under the run folder.
     async fn list(&self) -> Result<Vec<ContainerId>, RuntimeError>;

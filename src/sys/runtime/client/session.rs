@@ -79,8 +79,9 @@ impl Session {
             return Err(RuntimeError::Helper { action: "speak to", id: self.id, source });
         }
         let conversation = async {
-            self.send(request, &[]).await?;
-            receive(&mut self.stdout).await
+            // A helper that failed between two steps has said so and does not listen any more.
+            let sent = self.send(request, &[]).await;
+            receive(&mut self.stdout).await.map_err(|unheard| sent.err().unwrap_or(unheard))
         };
         match tokio::time::timeout(Duration::from_millis(wait_ms_max), conversation).await {
             Ok(Ok(answer)) => {
