@@ -1,5 +1,6 @@
 //! Containers: made, copied, changed, started and stopped, deleted.
 
+use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,8 +18,8 @@ use crate::domain::host::Alias;
 use crate::domain::policy::PolicyName;
 use crate::domain::receipt::Erasure;
 use crate::domain::{
-    Container, ContainerId, ContainerName, Desired, EnvVars, Image, ImageId, OperationId, Phase, ProjectId, Receipt,
-    Settings, Verb,
+    Container, ContainerId, ContainerName, Desired, EnvVars, Image, ImageConfig, ImageId, OperationId, Phase,
+    ProjectId, Receipt, Settings, Verb,
 };
 
 /// The image of a container that names none.
@@ -36,7 +37,8 @@ impl Service {
     /// What the request names is not there or in use, a limit is reached, a step failed. Nothing is left then.
     pub async fn create(&self, project: ProjectId, new: NewContainer, wait: Await) -> Result<Made, Error> {
         let image = self.image_for(new.image.as_deref().unwrap_or(IMAGE_DEFAULT))?;
-        let settings = new.settings.apply(self.default_settings())?;
+        let defaults = Settings { port: default_port(&image.config), ..self.default_settings() };
+        let settings = new.settings.apply(defaults)?;
         let draft = Draft {
             project,
             name: new.name.unwrap_or_else(random_name),
@@ -311,7 +313,36 @@ fn not_ready(container: &Container, end: Option<Readiness>) -> Option<String> {
     }
 }
 
+/// Where the HTTP server of a container listens that names no port: 8080 where its image exposes that or no TCP port at
+/// all, else the lowest one that it exposes.
+fn default_port(config: &ImageConfig) -> NonZeroU16 {
+    let number = |text: &String| {
+        let (number, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+        number.parse::<NonZeroU16>().ok().filter(|_| protocol.eq_ignore_ascii_case("tcp"))
+    };
+    let exposed = || config.exposed_ports.iter().filter_map(number);
+    if exposed().any(|port| port == PORT_DEFAULT) { PORT_DEFAULT } else { exposed().min().unwrap_or(PORT_DEFAULT) }
+}
+
 /// A name for a container that was given none.
 fn random_name() -> ContainerName {
     ContainerName::random(rand::random())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_listens_where_its_image_says() {
+        let port = |exposed: &[&str]| {
+            let exposed_ports = exposed.iter().map(|text| (*text).to_owned()).collect();
+            default_port(&ImageConfig { exposed_ports, ..ImageConfig::default() }).get()
+        };
+        assert_eq!(port(&[]), 8080);
+        assert_eq!(port(&["80/tcp"]), 80);
+        assert_eq!(port(&["443", "53/udp", "80/tcp"]), 80);
+        assert_eq!(port(&["80/tcp", "8080/tcp"]), 8080);
+        assert_eq!(port(&["53/udp", "0/tcp", "x/tcp", "8000-8010/tcp"]), 8080);
+    }
 }
