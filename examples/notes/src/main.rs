@@ -28,6 +28,9 @@ fn main() -> Result<(), AnyError> {
     let port: u16 = var("PORT", "8080").parse().map_err(|_| "PORT is not a port number")?;
     let path = var("NOTES_DB", "/data/notes.db");
     let store = store::Store::open(path.as_ref()).map_err(|error| format!("cannot open {path}: {error}"))?;
+    if std::env::args().nth(1).as_deref() == Some("check") {
+        return check(&store);
+    }
     let app = Arc::new(App::new(store, var("CUSTOMER", "our customer"), var("PLAN", "free")));
     // Before the server listens: a SIGTERM that comes early must not be lost.
     let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT])?;
@@ -52,6 +55,14 @@ fn main() -> Result<(), AnyError> {
     }
     app.close();
     Ok(())
+}
+
+/// `notes check`: whether the file is whole, and how many notes are in it.
+fn check(store: &store::Store) -> Result<(), AnyError> {
+    let found = store.check().map_err(|error| error.to_string())?;
+    let count = store.count().map_err(|error| error.to_string())?;
+    println!("{found}, {count} notes");
+    if found == "ok" { Ok(()) } else { Err("the database is damaged".into()) }
 }
 
 fn serve(app: &App, mut request: tiny_http::Request) {

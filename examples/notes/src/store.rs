@@ -91,6 +91,16 @@ impl Store {
         Ok(self.0.query_row("SELECT count(*) FROM (SELECT 1 FROM notes LIMIT 1)", [], |_| Ok(()))?)
     }
 
+    /// What SQLite finds wrong with the file; `ok` where nothing is.
+    pub fn check(&self) -> Result<String, StoreError> {
+        Ok(self.0.query_row("PRAGMA integrity_check", [], |row| row.get(0))?)
+    }
+
+    /// How many notes there are.
+    pub fn count(&self) -> Result<i64, StoreError> {
+        Ok(self.0.query_row("SELECT count(*) FROM notes", [], |row| row.get(0))?)
+    }
+
     /// Writes the log back into the file.
     pub fn checkpoint(&self) -> Result<(), StoreError> {
         Ok(self.0.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?)
@@ -114,6 +124,7 @@ mod tests {
         let listed = store.list().unwrap();
         assert_eq!(listed.len(), LISTED_MAX as usize);
         assert_eq!(listed[0].text, (LISTED_MAX + 4).to_string());
+        assert_eq!((store.check().unwrap().as_str(), store.count().unwrap()), ("ok", i64::from(LISTED_MAX) + 5));
     }
 
     #[test]
