@@ -24,8 +24,6 @@ use crate::lifecycle::{
     Await, Error, LabelFilter, Made, Service, Until, WAIT_TIMEOUT_S_DEFAULT, WAIT_TIMEOUT_S_MAX, What,
 };
 
-/// How often a merge of labels is tried anew because the container changed meanwhile.
-const MERGE_TRIES_MAX: usize = 8;
 /// Query parameters that a client of the Hoody API may send and that mean nothing here.
 const UNHEEDED_PARAMETERS: [&str; 4] = ["realm_ids", "include_prespawn", "include_expired", "runtime"];
 
@@ -217,9 +215,9 @@ pub async fn copy(
     Query(wait): Query<WaitQuery>,
     OptionalJson(body): OptionalJson<CopyContainer>,
 ) -> Result<Answer<ContainerView>, ApiError> {
-    let source = caller.container(&api.service, id)?;
+    caller.container(&api.service, id)?;
     check_server(&api.service, "target_server_id", body.target_server_id.as_deref())?;
-    let (new, warnings) = body.into_request(&source.settings.labels)?;
+    let (new, warnings) = body.into_request()?;
     if let Some(target) = new.project {
         caller.project(&api.service, target)?;
     }
@@ -342,7 +340,6 @@ pub async fn put(
     changed(&api.service, made, warnings, query.restart).await
 }
 
-/// Labels are merged against the record as it is, held by its generation; who changed it meanwhile does not lose.
 async fn change(
     service: &Service,
     id: ContainerId,
@@ -350,19 +347,8 @@ async fn change(
     maps: Maps,
     if_match: Option<u64>,
 ) -> Result<(Made, Vec<String>), ApiError> {
-    let merging = maps == Maps::Merge && body.merges_labels();
-    let mut tries = 0;
-    loop {
-        tries += 1;
-        let now = service.container(id)?;
-        let (patch, warnings) = body.clone().into_request(maps, &now.settings.labels)?;
-        let held = if_match.or(merging.then_some(now.generation));
-        match service.update(id, patch, held).await {
-            Ok(made) => return Ok((made, warnings)),
-            Err(Error::Stale { .. }) if if_match.is_none() && tries < MERGE_TRIES_MAX => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
+    let (patch, warnings) = body.into_request(maps)?;
+    Ok((service.update(id, patch, if_match).await?, warnings))
 }
 
 async fn changed(

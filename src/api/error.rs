@@ -158,6 +158,9 @@ impl From<Error> for ApiError {
         let message = message.unwrap_or_else(|| error.to_string());
         let mut answer = Self::new(status, code, message);
         answer.retry_after_s = retry.then_some(RETRY_AFTER_S);
+        if let Error::Settings(wrong) = &error {
+            answer.field = Some(wrong.field.to_owned());
+        }
         answer.cause = Some(Arc::new(error));
         answer
     }
@@ -177,7 +180,7 @@ impl From<StoreError> for ApiError {
 
 impl From<SettingsError> for ApiError {
     fn from(error: SettingsError) -> Self {
-        Self::invalid(error.field, error.wanted)
+        Error::Settings(error).into()
     }
 }
 
@@ -233,6 +236,7 @@ fn verdict(error: &Error) -> Verdict {
         Error::LimitUnsupported { .. } => say(S::UNPROCESSABLE_ENTITY, "LIMIT_UNSUPPORTED"),
         Error::BadImage(_) => say(S::UNPROCESSABLE_ENTITY, "INVALID_IMAGE"),
         Error::Env(error) => say(S::BAD_REQUEST, env_code(error)),
+        Error::Settings(_) => say(S::BAD_REQUEST, "VALIDATION_ERROR"),
         Error::ShuttingDown => later(S::SERVICE_UNAVAILABLE, "SHUTTING_DOWN"),
         Error::DeletedMeanwhile(_) => say(S::CONFLICT, "CONTAINER_DELETED"),
         Error::Step { source, .. } | Error::Driver(source) => driver(source),
@@ -336,6 +340,7 @@ mod tests {
             (Error::Env(EnvError::Reserved(name())), 400, "RESERVED_ENV_PREFIX"),
             (Error::Env(EnvError::Value("A".parse().unwrap())), 400, "INVALID_ENV_VALUE"),
             (Error::Env(EnvError::TooMany(257)), 400, "TOO_MANY_ENV_VARS"),
+            (SettingsError { field: "labels", wanted: "x" }.into(), 400, "VALIDATION_ERROR"),
             (Error::ShuttingDown, 503, "SHUTTING_DOWN"),
             (Error::DeletedMeanwhile(id()), 409, "CONTAINER_DELETED"),
             (step(pool("snapshot")), 500, "INTERNAL_ERROR"),

@@ -199,7 +199,7 @@ pub struct SettingsPatch {
     pub firewall_policy: Option<PolicyName>,
     pub idle_timeout_s: Option<Option<u32>>,
     pub template: Option<bool>,
-    pub labels: Option<BTreeMap<String, String>>,
+    pub labels: LabelChange,
     pub deletion_protection: Option<bool>,
     pub autostart: Option<bool>,
     pub ramdisk: Option<bool>,
@@ -216,6 +216,28 @@ pub enum EnvChange {
     Merge(BTreeMap<EnvKey, Option<String>>),
     /// Exactly these.
     Replace(EnvVars),
+}
+
+/// A change to labels.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum LabelChange {
+    /// As they are.
+    #[default]
+    Keep,
+    /// Set these, remove those that are `None` (JSON merge patch, RFC 7396).
+    Merge(BTreeMap<String, Option<String>>),
+    /// Exactly these.
+    Replace(BTreeMap<String, String>),
+}
+
+/// A change that cannot be made to settings as they are.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "transparent")]
+pub enum PatchError {
+    #[error(transparent)]
+    Env(#[from] EnvError),
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
 }
 
 /// A change to limits; `Some(None)` lifts one.
@@ -277,12 +299,37 @@ impl EnvChange {
     }
 }
 
+impl LabelChange {
+    /// Makes the change.
+    ///
+    /// # Errors
+    /// One label too many.
+    pub fn apply(self, labels: &mut BTreeMap<String, String>) -> Result<(), SettingsError> {
+        match self {
+            Self::Keep => return Ok(()),
+            Self::Replace(all) => *labels = all,
+            Self::Merge(changes) => {
+                for (key, value) in changes {
+                    match value {
+                        Some(value) => drop(labels.insert(key, value)),
+                        None => drop(labels.remove(&key)),
+                    }
+                }
+            }
+        }
+        if labels.len() > LABELS_MAX {
+            return Err(SettingsError { field: "labels", wanted: "at most 64 are wanted" });
+        }
+        Ok(())
+    }
+}
+
 impl SettingsPatch {
     /// The settings with the change made.
     ///
     /// # Errors
-    /// An environment that does not fit.
-    pub fn apply(self, mut to: Settings) -> Result<Settings, EnvError> {
+    /// An environment or labels that do not fit.
+    pub fn apply(self, mut to: Settings) -> Result<Settings, PatchError> {
         set(&mut to.comment, self.comment);
         set(&mut to.color, self.color);
         set(&mut to.command, self.command);
@@ -292,7 +339,7 @@ impl SettingsPatch {
         set(&mut to.firewall_policy, self.firewall_policy);
         set(&mut to.idle_timeout_s, self.idle_timeout_s);
         set(&mut to.template, self.template);
-        set(&mut to.labels, self.labels);
+        self.labels.apply(&mut to.labels)?;
         set(&mut to.deletion_protection, self.deletion_protection);
         set(&mut to.autostart, self.autostart);
         set(&mut to.ramdisk, self.ramdisk);
@@ -337,6 +384,21 @@ mod tests {
         let keys: Vec<_> = after.env.iter().map(|(key, value)| (key.as_str(), value.reveal())).collect();
         assert_eq!(keys, [("B", "2"), ("C", "3")]);
         assert_eq!(after.idle_timeout_s, None);
+    }
+
+    #[test]
+    fn labels_are_merged_or_replaced_and_stay_within_their_bound() {
+        let mut labels = BTreeMap::from([("a".to_owned(), "1".to_owned()), ("b".to_owned(), "2".to_owned())]);
+        let merge = BTreeMap::from([("a".to_owned(), None), ("c".to_owned(), Some("3".to_owned()))]);
+        LabelChange::Merge(merge).apply(&mut labels).unwrap();
+        assert_eq!(labels, BTreeMap::from([("b".to_owned(), "2".to_owned()), ("c".to_owned(), "3".to_owned())]));
+        LabelChange::Keep.apply(&mut labels).unwrap();
+        assert_eq!(labels.len(), 2);
+        let many = |count| LabelChange::Merge((0..count).map(|n| (n.to_string(), Some(String::new()))).collect());
+        assert_eq!(many(LABELS_MAX - 1).apply(&mut labels.clone()).unwrap_err().field, "labels");
+        many(LABELS_MAX - 2).apply(&mut labels).unwrap();
+        LabelChange::Replace(BTreeMap::new()).apply(&mut labels).unwrap();
+        assert!(labels.is_empty());
     }
 
     #[test]

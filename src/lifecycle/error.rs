@@ -1,5 +1,6 @@
 //! What a verb can be refused for, or fail of. Nothing here knows a status code; `api/error.rs` maps each variant once.
 
+use crate::domain::container::{PatchError, SettingsError};
 use crate::domain::{ContainerId, EnvError, Status, Verb};
 use crate::store::StoreError;
 use crate::sys::btrfs::PoolError;
@@ -147,6 +148,9 @@ pub enum Error {
     /// An environment that does not fit.
     #[error(transparent)]
     Env(#[from] EnvError),
+    /// Another setting that does not fit.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
     /// The daemon is shutting down.
     #[error("the daemon is shutting down")]
     ShuttingDown,
@@ -206,6 +210,15 @@ pub enum DriverError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Folder(#[from] crate::sys::folders::FolderError),
+}
+
+impl From<PatchError> for Error {
+    fn from(error: PatchError) -> Self {
+        match error {
+            PatchError::Env(error) => error.into(),
+            PatchError::Settings(error) => error.into(),
+        }
+    }
 }
 
 impl Error {

@@ -89,7 +89,7 @@ impl ContainerPatch {
     /// Makes the change to a record.
     ///
     /// # Errors
-    /// An environment that does not fit; the record may then be half changed and must be thrown away.
+    /// An environment or labels that do not fit; the record may then be half changed and must be thrown away.
     pub fn apply(&self, container: &mut Container) -> Result<(), Error> {
         let old = container.settings.clone();
         container.settings = self.settings.clone().apply(old)?;

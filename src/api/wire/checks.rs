@@ -6,7 +6,8 @@ use std::num::NonZeroU16;
 use super::settings::LimitsBody;
 use crate::api::error::ApiError;
 use crate::domain::container::{
-    COMMAND_BYTES_MAX, COMMAND_WORDS_MAX, COMMENT_CHARS_MAX, EnvChange, ExternalId, LABELS_MAX, LimitsPatch,
+    COMMAND_BYTES_MAX, COMMAND_WORDS_MAX, COMMENT_CHARS_MAX, EnvChange, ExternalId, LABELS_MAX, LabelChange,
+    LimitsPatch,
 };
 use crate::domain::policy::{PolicyName, PolicyNameError};
 use crate::domain::{Bytes, BytesPerSecond, ContainerName, CpuMillis, EnvError, EnvKey, EnvVars, Pids};
@@ -47,9 +48,6 @@ pub(super) enum Nulls {
     /// An error: a change to nothing.
     Refused,
 }
-
-/// Labels as they are kept.
-pub(super) type Labels = BTreeMap<String, String>;
 
 pub(super) fn map<T, U>(field: Option<T>, check: impl FnOnce(T) -> Result<U, ApiError>) -> Result<Option<U>, ApiError> {
     field.map(check).transpose()
@@ -111,27 +109,43 @@ pub fn env_change(vars: Texts, maps: Maps) -> Result<EnvChange, ApiError> {
     })
 }
 
-pub(super) fn label_change(change: Texts, maps: Maps, now: &Labels) -> Result<Labels, ApiError> {
-    let mut labels = if maps == Maps::Merge { now.clone() } else { Labels::new() };
-    for (key, value) in change {
+/// The change that a map of labels asks for; what null means for the whole map, its caller knows.
+pub(super) fn label_change(change: Texts, maps: Maps) -> Result<LabelChange, ApiError> {
+    for (key, value) in &change {
         let field = || format!("labels.{}", key.chars().take(LABEL_KEY_CHARS_MAX).collect::<String>());
         let chars = key.chars().count();
         if !(1..=LABEL_KEY_CHARS_MAX).contains(&chars) || key.chars().any(|c| c.is_control() || c == ':' || c == '=') {
             return Err(ApiError::invalid(field(), "a key has 1 to 63 characters, none of them `:` or `=`"));
         }
-        let Some(value) = value else {
-            labels.remove(&key);
-            continue;
-        };
-        if value.chars().count() > LABEL_VALUE_CHARS_MAX || value.chars().any(char::is_control) {
-            return Err(ApiError::invalid(field(), "a value has up to 255 printable characters"));
+        let fits = |text: &String| text.chars().count() <= LABEL_VALUE_CHARS_MAX && !text.chars().any(char::is_control);
+        match value {
+            Some(value) if !fits(value) => {
+                return Err(ApiError::invalid(field(), "a value has up to 255 printable characters"));
+            }
+            None if maps == Maps::Replace => return Err(ApiError::invalid(field(), "a text is wanted, not null")),
+            _ => {}
         }
-        labels.insert(key, value);
     }
-    if labels.len() > LABELS_MAX {
-        return Err(ApiError::invalid("labels", format!("{} labels are more than {LABELS_MAX}", labels.len())));
+    // Also under a merge: what is too many for no labels is so for any.
+    let set = change.values().flatten().count();
+    if set > LABELS_MAX {
+        return Err(ApiError::invalid("labels", format!("{set} labels are more than {LABELS_MAX}")));
     }
-    Ok(labels)
+    Ok(match maps {
+        Maps::Merge => LabelChange::Merge(change),
+        Maps::Replace => {
+            LabelChange::Replace(change.into_iter().filter_map(|(key, value)| Some((key, value?))).collect())
+        }
+    })
+}
+
+/// Labels as a body gives them: under a change null empties the map, else it is the same as left out.
+pub(super) fn labels_given(field: Option<Option<Texts>>, maps: Maps, nulls: Nulls) -> Result<LabelChange, ApiError> {
+    match (field, nulls) {
+        (None, _) | (Some(None), Nulls::LeftOut) => Ok(LabelChange::Keep),
+        (Some(None), Nulls::Refused) => Ok(LabelChange::Replace(BTreeMap::new())),
+        (Some(Some(change)), _) => label_change(change, maps),
+    }
 }
 
 pub(super) fn comment(text: String) -> Result<String, ApiError> {

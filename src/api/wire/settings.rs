@@ -240,7 +240,7 @@ struct SettingsFields {
 }
 
 impl SettingsFields {
-    fn into_patch(self, maps: Maps, nulls: Nulls, labels: &Labels) -> Result<SettingsPatch, ApiError> {
+    fn into_patch(self, maps: Maps, nulls: Nulls) -> Result<SettingsPatch, ApiError> {
         let env = |vars: Option<Texts>| env_change(vars.unwrap_or_default(), maps);
         Ok(SettingsPatch {
             comment: map_inner(self.comment, comment)?,
@@ -252,7 +252,7 @@ impl SettingsFields {
             firewall_policy: map(solid("firewall_policy", self.firewall_policy, nulls)?, policy)?,
             idle_timeout_s: map_inner(self.idle_timeout, idle_timeout)?,
             template: solid("template", self.template, nulls)?,
-            labels: map(self.labels, |change| label_change(change.unwrap_or_default(), maps, labels))?,
+            labels: labels_given(self.labels, maps, nulls)?,
             deletion_protection: solid("deletion_protection", self.deletion_protection, nulls)?,
             autostart: solid("autostart", self.autostart, nulls)?,
             ramdisk: solid("ramdisk", self.ramdisk, nulls)?,
@@ -273,7 +273,7 @@ impl CreateContainer {
             name: name_or_random(self.name)?,
             image: map(self.container_image, image)?,
             external_id: external_id(fields.external_id.take())?.flatten(),
-            settings: fields.into_patch(Maps::Replace, Nulls::LeftOut, &Labels::new())?,
+            settings: fields.into_patch(Maps::Replace, Nulls::LeftOut)?,
             start: self.start.unwrap_or(true),
         };
         Ok((new, warnings))
@@ -281,11 +281,11 @@ impl CreateContainer {
 }
 
 impl CopyContainer {
-    /// The request, and what the caller should know; `labels` are the source's.
+    /// The request, and what the caller should know.
     ///
     /// # Errors
     /// A field that cannot be, by its name.
-    pub fn into_request(mut self, labels: &Labels) -> Result<(NewCopy, Vec<String>), ApiError> {
+    pub fn into_request(mut self) -> Result<(NewCopy, Vec<String>), ApiError> {
         let mut warnings = self.unheeded();
         let mut fields = self.fields();
         if self.copy_network_rules == Some(true) {
@@ -303,7 +303,7 @@ impl CopyContainer {
             project,
             name: name_or_random(self.name)?,
             external_id: external_id(fields.external_id.take())?.flatten(),
-            settings: fields.into_patch(Maps::Merge, Nulls::LeftOut, labels)?,
+            settings: fields.into_patch(Maps::Merge, Nulls::LeftOut)?,
             copy_firewall: self.copy_firewall_rules,
             start: self.start.unwrap_or(true),
         };
@@ -312,24 +312,19 @@ impl CopyContainer {
 }
 
 impl ChangeContainer {
-    /// The request, and what the caller should know; `labels` are the container's now.
+    /// The request, and what the caller should know.
     ///
     /// # Errors
     /// A field that cannot be, by its name.
-    pub fn into_request(mut self, maps: Maps, labels: &Labels) -> Result<(ContainerPatch, Vec<String>), ApiError> {
+    pub fn into_request(mut self, maps: Maps) -> Result<(ContainerPatch, Vec<String>), ApiError> {
         let warnings = self.unheeded();
         let mut fields = self.fields();
         let patch = ContainerPatch {
             name: map(self.name, |text| name(&text))?,
             external_id: external_id(fields.external_id.take())?,
-            settings: fields.into_patch(maps, Nulls::Refused, labels)?,
+            settings: fields.into_patch(maps, Nulls::Refused)?,
         };
         Ok((patch, warnings))
-    }
-
-    /// Whether the change depends on the labels that are there.
-    pub fn merges_labels(&self) -> bool {
-        self.labels.is_some()
     }
 }
 

@@ -5,22 +5,24 @@ use serde_json::{Value, json};
 use super::*;
 use crate::api::extract::from_json;
 use crate::domain::CpuMillis;
-use crate::domain::container::{COMMAND_BYTES_MAX, COMMAND_WORDS_MAX, COMMENT_CHARS_MAX, EnvChange, LABELS_MAX};
+use crate::domain::container::{
+    COMMAND_BYTES_MAX, COMMAND_WORDS_MAX, COMMENT_CHARS_MAX, EnvChange, LABELS_MAX, LabelChange,
+};
 
 fn create(body: Value) -> Result<(NewContainer, Vec<String>), ApiError> {
     from_json::<CreateContainer>(body.to_string().as_bytes())?.into_request()
 }
 
-fn change(body: Value, maps: Maps, labels: &Labels) -> Result<ContainerPatch, ApiError> {
-    from_json::<ChangeContainer>(body.to_string().as_bytes())?.into_request(maps, labels).map(|(patch, _)| patch)
+fn change(body: Value, maps: Maps) -> Result<ContainerPatch, ApiError> {
+    from_json::<ChangeContainer>(body.to_string().as_bytes())?.into_request(maps).map(|(patch, _)| patch)
 }
 
-fn copy(body: Value, labels: &Labels) -> Result<(NewCopy, Vec<String>), ApiError> {
-    from_json::<CopyContainer>(body.to_string().as_bytes())?.into_request(labels)
+fn copy(body: Value) -> Result<(NewCopy, Vec<String>), ApiError> {
+    from_json::<CopyContainer>(body.to_string().as_bytes())?.into_request()
 }
 
-fn labels(pairs: &[(&str, &str)]) -> Labels {
-    pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+fn texts<const N: usize>(pairs: [(&str, Option<&str>); N]) -> Texts {
+    pairs.into_iter().map(|(key, value)| (key.to_owned(), value.map(str::to_owned))).collect()
 }
 
 fn bad_fields() -> Vec<(&'static str, Value)> {
@@ -98,9 +100,9 @@ fn every_bad_field_is_refused_by_its_name_in_every_body() {
         let body = json!({ key: value });
         let errors = [
             create(body.clone()).map(drop),
-            copy(body.clone(), &Labels::new()).map(drop),
-            change(body.clone(), Maps::Merge, &Labels::new()).map(drop),
-            change(body.clone(), Maps::Replace, &Labels::new()).map(drop),
+            copy(body.clone()).map(drop),
+            change(body.clone(), Maps::Merge).map(drop),
+            change(body.clone(), Maps::Replace).map(drop),
         ];
         for error in errors {
             let error = error.expect_err(field);
@@ -121,7 +123,7 @@ fn environment_errors_have_codes_of_their_own() {
     ] {
         let body = json!({ "environment_vars": vars });
         assert_eq!(create(body.clone()).unwrap_err().code(), code);
-        assert_eq!(change(body, Maps::Merge, &Labels::new()).unwrap_err().code(), code);
+        assert_eq!(change(body, Maps::Merge).unwrap_err().code(), code);
     }
     let both = "{\"environment_vars\": {}, \"env_vars\": {}}";
     assert!(from_json::<CreateContainer>(both.as_bytes()).is_err());
@@ -132,8 +134,8 @@ fn bad_names_have_the_contracts_code() {
     for bad in ["ab", "a b c", "acmé", "a/b"] {
         for error in [
             create(json!({ "name": bad })).map(drop),
-            copy(json!({ "name": bad }), &Labels::new()).map(drop),
-            change(json!({ "name": bad }), Maps::Merge, &Labels::new()).map(drop),
+            copy(json!({ "name": bad })).map(drop),
+            change(json!({ "name": bad }), Maps::Merge).map(drop),
         ] {
             let error = error.unwrap_err();
             assert_eq!(
@@ -175,32 +177,36 @@ fn an_empty_body_asks_for_the_defaults() {
     let (new, warnings) = create(json!({})).unwrap();
     assert_eq!(new, NewContainer { start: true, ..NewContainer::default() });
     assert!(warnings.is_empty());
-    assert_eq!(change(json!({}), Maps::Merge, &Labels::new()).unwrap(), ContainerPatch::default());
+    assert_eq!(change(json!({}), Maps::Merge).unwrap(), ContainerPatch::default());
 }
 
 #[test]
 fn a_patch_merges_maps_and_a_put_replaces_them() {
-    let now = labels(&[("a", "1"), ("b", "2")]);
     let body = json!({"labels": {"a": null, "c": "3"}, "env_vars": {"A": null, "B": "2"}});
-    let patch = change(body, Maps::Merge, &now).unwrap().settings;
-    assert_eq!(patch.labels, Some(labels(&[("b", "2"), ("c", "3")])));
+    let patch = change(body, Maps::Merge).unwrap().settings;
+    assert_eq!(patch.labels, LabelChange::Merge(texts([("a", None), ("c", Some("3"))])));
     let EnvChange::Merge(vars) = patch.env else { panic!("not a merge") };
     let vars: Vec<_> = vars.iter().map(|(key, value)| (key.as_str(), value.as_deref())).collect();
     assert_eq!(vars, [("A", None), ("B", Some("2"))]);
 
-    let put = change(json!({"labels": {"c": "3"}, "environment_vars": {"B": "2"}}), Maps::Replace, &now).unwrap();
-    assert_eq!(put.settings.labels, Some(labels(&[("c", "3")])));
+    let put = change(json!({"labels": {"c": "3"}, "environment_vars": {"B": "2"}}), Maps::Replace).unwrap();
+    assert_eq!(put.settings.labels, LabelChange::Replace(BTreeMap::from([("c".into(), "3".into())])));
     assert!(matches!(put.settings.env, EnvChange::Replace(vars) if vars.len() == 1));
-    let null = change(json!({"environment_vars": {"B": null}}), Maps::Replace, &now).unwrap_err();
-    assert_eq!(null.field(), Some("environment_vars.B"));
+    for map in ["environment_vars", "labels"] {
+        let null = change(json!({ map: {"B": null} }), Maps::Replace).unwrap_err();
+        assert_eq!(null.field(), Some(format!("{map}.B").as_str()));
+    }
+    for maps in [Maps::Merge, Maps::Replace] {
+        let none = change(json!({"labels": null}), maps).unwrap().settings.labels;
+        assert_eq!(none, LabelChange::Replace(BTreeMap::new()), "null empties the map");
+    }
+    assert_eq!(copy(json!({"labels": null})).unwrap().0.settings.labels, LabelChange::Keep);
 }
 
 #[test]
 fn null_empties_what_can_be_empty_and_is_refused_elsewhere() {
-    let none = Labels::new();
-    let patch =
-        change(json!({"comment": null, "color": null, "idle_timeout": null, "external_id": null}), Maps::Merge, &none)
-            .unwrap();
+    let patch = change(json!({"comment": null, "color": null, "idle_timeout": null, "external_id": null}), Maps::Merge)
+        .unwrap();
     assert_eq!((patch.settings.comment, patch.settings.color), (Some(None), Some(None)));
     assert_eq!((patch.settings.idle_timeout_s, patch.external_id), (Some(None), Some(None)));
     for field in [
@@ -213,7 +219,7 @@ fn null_empties_what_can_be_empty_and_is_refused_elsewhere() {
         "deletion_protection",
         "environment_vars",
     ] {
-        let error = change(json!({ field: null }), Maps::Merge, &none).unwrap_err();
+        let error = change(json!({ field: null }), Maps::Merge).unwrap_err();
         assert_eq!(error.field(), Some(field));
     }
 }
@@ -221,7 +227,7 @@ fn null_empties_what_can_be_empty_and_is_refused_elsewhere() {
 #[test]
 fn a_change_takes_no_field_that_cannot_change() {
     for field in ["container_image", "server_id", "start", "project_id", "id"] {
-        let error = change(json!({ field: "x" }), Maps::Merge, &Labels::new()).unwrap_err();
+        let error = change(json!({ field: "x" }), Maps::Merge).unwrap_err();
         assert!(error.message().contains(field), "{}", error.message());
     }
 }
@@ -229,14 +235,14 @@ fn a_change_takes_no_field_that_cannot_change() {
 #[test]
 fn a_copy_overrides_and_says_what_it_does_not_copy() {
     let body = json!({"environment_vars": {"PLAN": "pro", "OLD": null}, "labels": {"x": "1"}, "copy_network_rules": true, "copy_firewall_rules": false});
-    let (new, warnings) = copy(body, &labels(&[("y", "2")])).unwrap();
+    let (new, warnings) = copy(body).unwrap();
     assert!(matches!(new.settings.env, EnvChange::Merge(vars) if vars.len() == 2));
-    assert_eq!(new.settings.labels, Some(labels(&[("x", "1"), ("y", "2")])));
+    assert_eq!(new.settings.labels, LabelChange::Merge(texts([("x", Some("1"))])));
     assert_eq!((new.copy_firewall, new.start, new.project), (Some(false), true, None));
     assert_eq!(warnings, ["copy_network_rules is accepted and not acted on"]);
-    let error = copy(json!({"target_project_id": "nope"}), &Labels::new()).unwrap_err();
+    let error = copy(json!({"target_project_id": "nope"})).unwrap_err();
     assert_eq!((error.code(), error.field()), ("INVALID_ID", Some("target_project_id")));
-    let error = copy(json!({"source_snapshot": "s1"}), &Labels::new()).unwrap_err();
+    let error = copy(json!({"source_snapshot": "s1"})).unwrap_err();
     assert_eq!((error.status().as_u16(), error.code()), (404, "SNAPSHOT_NOT_FOUND"));
 }
 
