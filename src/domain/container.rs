@@ -262,6 +262,19 @@ fn set<T>(field: &mut T, change: Option<T>) {
 }
 
 impl LimitsPatch {
+    /// Lifts every limit.
+    pub const NONE_LEFT: Self = Self {
+        cpu: Some(None),
+        memory: Some(None),
+        disk: Some(None),
+        ramdisk: Some(None),
+        pids: Some(None),
+        disk_read_bps: Some(None),
+        disk_write_bps: Some(None),
+        net_rx_bps: Some(None),
+        net_tx_bps: Some(None),
+    };
+
     /// These limits with the change made.
     pub fn apply(self, mut limits: Limits) -> Limits {
         set(&mut limits.cpu, self.cpu);
@@ -406,5 +419,6 @@ mod tests {
         let patch = LimitsPatch { pids: Some(None), memory: Some(Some(Bytes::mib(64))), ..Default::default() };
         let after = patch.apply(settings().limits);
         assert_eq!((after.pids, after.memory), (None, Some(Bytes::mib(64))));
+        assert_eq!(LimitsPatch::NONE_LEFT.apply(settings().limits), Limits::default());
     }
 }

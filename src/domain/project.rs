@@ -4,6 +4,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::id::ProjectId;
+use super::limits::Limits;
+use super::policy::PolicyName;
 
 /// Characters of a project's alias, at most.
 pub const PROJECT_ALIAS_CHARS_MAX: usize = 100;
@@ -19,6 +21,12 @@ pub struct Project {
     pub color: Option<String>,
     /// How many containers it may have; `None`: as many as the host can.
     pub containers_max: Option<u32>,
+    /// The firewall policy of containers that are made in it; `None`: the one named `default`.
+    #[serde(default)]
+    pub firewall_policy: Option<PolicyName>,
+    /// Limits of containers that are made in it; here `None` means: the host's.
+    #[serde(default)]
+    pub limits: Limits,
     /// Whether it is being removed: nothing new can be made in it.
     pub deleting: bool,
     /// Goes up with every change.

@@ -242,6 +242,8 @@ pub(super) mod tests {
             alias: "acme".into(),
             color: None,
             containers_max: max,
+            firewall_policy: None,
+            limits: Limits::default(),
             deleting: false,
             generation: 1,
             created_at: Timestamp::now(),

@@ -9,9 +9,10 @@ use jiff::Timestamp;
 
 use super::error::Error;
 use super::execute::Timings;
-use crate::domain::container::{EnvChange, ExternalId, SettingsPatch};
+use crate::domain::container::{EnvChange, ExternalId, LimitsPatch, SettingsPatch};
+use crate::domain::policy::PolicyName;
 use crate::domain::token::Permissions;
-use crate::domain::{Bytes, Container, ContainerName, Image, OperationId, ProjectId, Secret, Token, Verb};
+use crate::domain::{Bytes, Container, ContainerName, Image, Limits, OperationId, ProjectId, Secret, Token, Verb};
 use crate::sys::cgroup;
 use crate::sys::netlink::LinkUsage;
 
@@ -23,7 +24,7 @@ pub const WAIT_TIMEOUT_S_MAX: u64 = 300;
 pub const STOP_GRACE_S_DEFAULT: u64 = 10;
 
 /// A project to be made.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NewProject {
     /// Unique on this host.
     pub alias: String,
@@ -31,6 +32,10 @@ pub struct NewProject {
     pub color: Option<String>,
     /// How many containers it may have.
     pub containers_max: Option<u32>,
+    /// The firewall policy of its containers; `None`: the default one.
+    pub firewall_policy: Option<PolicyName>,
+    /// Limits of its containers, over the host's.
+    pub limits: Limits,
 }
 
 /// A change to a project; `None` leaves a field as it is.
@@ -40,6 +45,8 @@ pub struct ProjectPatch {
     pub alias: Option<String>,
     pub color: Option<Option<String>>,
     pub containers_max: Option<Option<u32>>,
+    pub firewall_policy: Option<Option<PolicyName>>,
+    pub limits: LimitsPatch,
 }
 
 /// A container to be made from an image.
@@ -51,7 +58,7 @@ pub struct NewContainer {
     pub image: Option<String>,
     /// The customer's id in the user's own system.
     pub external_id: Option<ExternalId>,
-    /// What differs from the host's defaults.
+    /// What differs from the defaults: the project's, and beneath them the host's.
     pub settings: SettingsPatch,
     /// Whether it is started at once.
     pub start: bool,

@@ -62,7 +62,7 @@ impl Lab {
         let records = Records::open(lab.store.clone()).await.unwrap();
         records.commit(Batch::default().put(&image).unwrap(), Durability::Lazy).await.unwrap();
         let service = lab.daemon().await;
-        let new = NewProject { alias: "acme".into(), color: None, containers_max: None };
+        let new = NewProject { alias: "acme".into(), ..Default::default() };
         let project = service.create_project(new).await.unwrap().id;
         (lab, service, project)
     }

@@ -5,12 +5,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::checks::color;
-use super::{nullable, unheeded};
+use super::checks::{color, limits, map, map_inner, policy};
+use super::container::LimitsView;
+use super::settings::LimitsBody;
+use super::{nullable, nullable_object, unheeded};
 use crate::api::error::ApiError;
 use crate::api::page::Pagination;
-use crate::domain::Project;
+use crate::domain::container::LimitsPatch;
 use crate::domain::project::PROJECT_ALIAS_CHARS_MAX;
+use crate::domain::{Limits, Project};
 use crate::lifecycle::{NewProject, ProjectPatch};
 
 /// A project to be made.
@@ -24,12 +27,12 @@ pub struct CreateProject {
     pub color: Option<String>,
     /// How many containers it may have; null: as many as the host can.
     pub max_containers: Option<u32>,
-    /// Not for projects yet: set it on each container.
-    #[schema(value_type = Option<String>)]
-    pub firewall_policy: Option<Value>,
-    /// Not for projects yet: set them on each container.
-    #[schema(value_type = Option<Object>)]
-    pub limits: Option<Value>,
+    /// The firewall policy of containers that are made in it and name none; null: `default`.
+    pub firewall_policy: Option<String>,
+    /// Limits of containers that are made in it and say nothing else, over the host's; null: the host's.
+    #[serde(default, deserialize_with = "nullable_object")]
+    #[schema(value_type = Option<LimitsBody>)]
+    pub limits: Option<Option<LimitsBody>>,
     #[schema(ignore)]
     realm_ids: Option<Value>,
 }
@@ -48,12 +51,14 @@ pub struct ChangeProject {
     #[serde(default, deserialize_with = "nullable")]
     #[schema(value_type = Option<u32>)]
     pub max_containers: Option<Option<u32>>,
-    /// Not for projects yet: set it on each container.
+    /// The firewall policy of containers that are made in it and name none; null: `default`.
+    #[serde(default, deserialize_with = "nullable")]
     #[schema(value_type = Option<String>)]
-    pub firewall_policy: Option<Value>,
-    /// Not for projects yet: set them on each container.
-    #[schema(value_type = Option<Object>)]
-    pub limits: Option<Value>,
+    pub firewall_policy: Option<Option<String>>,
+    /// Limits of containers that are made in it, one by one; null: the host's. Containers that are there keep theirs.
+    #[serde(default, deserialize_with = "nullable_object")]
+    #[schema(value_type = Option<LimitsBody>)]
+    pub limits: Option<Option<LimitsBody>>,
     #[schema(ignore)]
     realm_ids: Option<Value>,
 }
@@ -70,15 +75,12 @@ fn alias(text: String) -> Result<String, ApiError> {
     }
 }
 
-/// A limit that is taken and not kept would be worse than none.
-fn refuse_unkept(firewall_policy: &Option<Value>, limits: &Option<Value>) -> Result<(), ApiError> {
-    for (name, value) in [("firewall_policy", firewall_policy), ("limits", limits)] {
-        if value.as_ref().is_some_and(|value| !value.is_null()) {
-            let text = format!("{name}: projects have none yet; set it on each container");
-            return Err(ApiError::new(axum::http::StatusCode::UNPROCESSABLE_ENTITY, "NOT_SUPPORTED", text).of(name));
-        }
+fn limits_change(given: Option<Option<LimitsBody>>) -> Result<LimitsPatch, ApiError> {
+    match given {
+        None => Ok(LimitsPatch::default()),
+        Some(None) => Ok(LimitsPatch::NONE_LEFT),
+        Some(Some(body)) => limits(body),
     }
-    Ok(())
 }
 
 impl CreateProject {
@@ -87,11 +89,17 @@ impl CreateProject {
     /// # Errors
     /// A field that cannot be, by its name.
     pub fn into_request(self) -> Result<(NewProject, Vec<String>), ApiError> {
-        refuse_unkept(&self.firewall_policy, &self.limits)?;
         let warnings = unheeded([("realm_ids", &self.realm_ids)]);
         let given = self.alias.ok_or_else(|| ApiError::invalid("alias", "is missing"))?;
         let color = self.color.map(|text| color("color", text)).transpose()?;
-        Ok((NewProject { alias: alias(given)?, color, containers_max: self.max_containers }, warnings))
+        let new = NewProject {
+            alias: alias(given)?,
+            color,
+            containers_max: self.max_containers,
+            firewall_policy: map(self.firewall_policy, policy)?,
+            limits: limits_change(self.limits)?.apply(Limits::default()),
+        };
+        Ok((new, warnings))
     }
 }
 
@@ -101,11 +109,17 @@ impl ChangeProject {
     /// # Errors
     /// A field that cannot be, by its name.
     pub fn into_request(self) -> Result<(ProjectPatch, Vec<String>), ApiError> {
-        refuse_unkept(&self.firewall_policy, &self.limits)?;
         let warnings = unheeded([("realm_ids", &self.realm_ids)]);
         let color = self.color.map(|inner| inner.map(|text| color("color", text)).transpose()).transpose()?;
         let alias = self.alias.map(alias).transpose()?;
-        Ok((ProjectPatch { alias, color, containers_max: self.max_containers }, warnings))
+        let patch = ProjectPatch {
+            alias,
+            color,
+            containers_max: self.max_containers,
+            firewall_policy: map_inner(self.firewall_policy, policy)?,
+            limits: limits_change(self.limits)?,
+        };
+        Ok((patch, warnings))
     }
 }
 
@@ -120,6 +134,10 @@ pub struct ProjectView {
     pub color: Option<String>,
     /// How many containers it may have; null: as many as the host can.
     pub max_containers: Option<u32>,
+    /// The firewall policy of containers that are made in it and name none; null: `default`.
+    pub firewall_policy: Option<String>,
+    /// Limits of containers that are made in it, over the host's; null: the host's.
+    pub limits: LimitsView,
     /// How many it has.
     pub container_count: u64,
     /// Whether it is being removed.
@@ -142,6 +160,8 @@ impl ProjectView {
             alias: project.alias.clone(),
             color: project.color.clone(),
             max_containers: project.containers_max,
+            firewall_policy: project.firewall_policy.as_ref().map(ToString::to_string),
+            limits: project.limits.into(),
             container_count,
             deleting: project.deleting,
             generation: project.generation,
@@ -176,6 +196,7 @@ mod tests {
 
     use super::*;
     use crate::api::extract::from_json;
+    use crate::domain::Pids;
 
     fn create(body: Value) -> Result<(NewProject, Vec<String>), ApiError> {
         from_json::<CreateProject>(body.to_string().as_bytes())?.into_request()
@@ -198,6 +219,9 @@ mod tests {
             ("max_containers", json!(1.5)),
             ("max_containers", json!("3")),
             ("name", json!("x")),
+            ("firewall_policy", json!("../etc")),
+            ("limits", json!("x")),
+            ("limits", json!([])),
         ] {
             let mut body = json!({ "alias": "shop" });
             body[field] = value.clone();
@@ -207,10 +231,6 @@ mod tests {
             assert_eq!((error.status().as_u16(), error.field()), (400, Some(field)), "{}", error.message());
         }
         assert_eq!(create(json!({})).unwrap_err().field(), Some("alias"));
-        for field in ["limits", "firewall_policy"] {
-            let error = create(json!({"alias": "a", field: "x"})).unwrap_err();
-            assert_eq!((error.status().as_u16(), error.field()), (422, Some(field)));
-        }
     }
 
     #[test]
@@ -220,6 +240,20 @@ mod tests {
         assert_eq!((new.alias.as_str(), new.containers_max), ("Café ☕", Some(3)));
         assert_eq!(warnings, ["realm_ids is accepted and not acted on"]);
         let (patch, _) = change(json!({"color": null, "max_containers": null})).unwrap();
-        assert_eq!(patch, ProjectPatch { alias: None, color: Some(None), containers_max: Some(None) });
+        assert_eq!(patch, ProjectPatch { color: Some(None), containers_max: Some(None), ..Default::default() });
+    }
+
+    #[test]
+    fn a_project_has_defaults_for_its_containers_and_null_takes_them_back() {
+        let body = json!({"alias": "shop", "firewall_policy": "web", "limits": {"pids": 9, "memory": null}});
+        let (new, _) = create(body).unwrap();
+        assert_eq!(new.firewall_policy.map(|policy| policy.to_string()).as_deref(), Some("web"));
+        assert_eq!(new.limits, Limits { pids: Some(Pids(9)), ..Limits::default() });
+        assert_eq!(create(json!({"alias": "a", "limits": null})).unwrap().0.limits, Limits::default());
+        let (patch, _) = change(json!({"firewall_policy": null, "limits": {"pids": null}})).unwrap();
+        assert_eq!(patch.firewall_policy, Some(None));
+        assert_eq!(patch.limits, LimitsPatch { pids: Some(None), ..Default::default() });
+        assert_eq!(change(json!({"limits": null})).unwrap().0.limits, LimitsPatch::NONE_LEFT);
+        assert_eq!(change(json!({"limits": {"pids": 0}})).unwrap_err().field(), Some("limits.pids"));
     }
 }

@@ -18,8 +18,8 @@ use crate::domain::host::Alias;
 use crate::domain::policy::PolicyName;
 use crate::domain::receipt::Erasure;
 use crate::domain::{
-    Container, ContainerId, ContainerName, Desired, EnvVars, Image, ImageConfig, ImageId, OperationId, Phase,
-    ProjectId, Receipt, Settings, Verb,
+    Container, ContainerId, ContainerName, Desired, EnvVars, Image, ImageConfig, ImageId, Limits, OperationId, Phase,
+    Project, ProjectId, Receipt, Settings, Verb,
 };
 
 /// The image of a container that names none.
@@ -37,8 +37,8 @@ impl Service {
     /// What the request names is not there or in use, a limit is reached, a step failed. Nothing is left then.
     pub async fn create(&self, project: ProjectId, new: NewContainer, wait: Await) -> Result<Made, Error> {
         let image = self.image_for(new.image.as_deref().unwrap_or(IMAGE_DEFAULT))?;
-        let defaults = Settings { port: default_port(&image.config), ..self.default_settings() };
-        let settings = new.settings.apply(defaults)?;
+        let defaults = self.default_settings(&*self.project(project)?);
+        let settings = new.settings.apply(Settings { port: default_port(&image.config), ..defaults })?;
         let draft = Draft {
             project,
             name: new.name.unwrap_or_else(random_name),
@@ -63,11 +63,12 @@ impl Service {
         let mut settings = from.settings.clone();
         settings.template = false;
         settings.deletion_protection = false;
+        let project = new.project.unwrap_or(from.project);
         if !new.copy_firewall.unwrap_or(from.settings.template) {
-            settings.firewall_policy = PolicyName::default();
+            settings.firewall_policy = self.project(project)?.firewall_policy.clone().unwrap_or_default();
         }
         let draft = Draft {
-            project: new.project.unwrap_or(from.project),
+            project,
             name: new.name.unwrap_or_else(random_name),
             external_id: new.external_id,
             image: (from.image, from.image_name.clone()),
@@ -218,15 +219,15 @@ impl Service {
         by_id.or_else(|| images.named(name)).ok_or_else(|| Error::not_found(What::Image, name))
     }
 
-    fn default_settings(&self) -> Settings {
+    fn default_settings(&self, project: &Project) -> Settings {
         Settings {
             comment: None,
             color: None,
             command: Vec::new(),
             port: PORT_DEFAULT,
             env: EnvVars::default(),
-            limits: self.inner.defaults,
-            firewall_policy: PolicyName::default(),
+            limits: project.limits.over(self.inner.defaults),
+            firewall_policy: project.firewall_policy.clone().unwrap_or_default(),
             idle_timeout_s: None,
             template: false,
             labels: Default::default(),
@@ -239,16 +240,15 @@ impl Service {
 
     /// What can be refused before anything is made.
     fn check_settings(&self, settings: &Settings) -> Result<(), Error> {
-        if self.inner.shared.policies.get(&settings.firewall_policy).is_none() {
-            return Err(Error::not_found(What::Policy, &settings.firewall_policy));
+        self.check_policy(&settings.firewall_policy)?;
+        check_limits(&settings.limits)
+    }
+
+    pub(super) fn check_policy(&self, policy: &PolicyName) -> Result<(), Error> {
+        match self.inner.shared.policies.get(policy) {
+            Some(_) => Ok(()),
+            None => Err(Error::not_found(What::Policy, policy)),
         }
-        let limits = &settings.limits;
-        let unkept = [("net_rx_bps", limits.net_rx_bps), ("net_tx_bps", limits.net_tx_bps)];
-        if let Some((limit, _)) = unkept.into_iter().find(|(_, value)| value.is_some()) {
-            let reason = "this version does not shape the network".to_owned();
-            return Err(Error::LimitUnsupported { limit, reason });
-        }
-        Ok(())
     }
 
     async fn check_room(&self) -> Result<(), Error> {
@@ -257,6 +257,18 @@ impl Service {
             return Err(Error::PoolFull { available: space.available });
         }
         Ok(())
+    }
+}
+
+/// Limits that nothing here keeps are refused: one that is taken and not kept would be worse than none.
+pub(super) fn check_limits(limits: &Limits) -> Result<(), Error> {
+    let unkept = [("net_rx_bps", limits.net_rx_bps), ("net_tx_bps", limits.net_tx_bps)];
+    match unkept.into_iter().find(|(_, value)| value.is_some()) {
+        None => Ok(()),
+        Some((limit, _)) => {
+            let reason = "this version does not shape the network".to_owned();
+            Err(Error::LimitUnsupported { limit, reason })
+        }
     }
 }
 

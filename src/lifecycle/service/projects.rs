@@ -8,7 +8,9 @@ use jiff::Timestamp;
 use super::super::error::{Error, What};
 use super::super::requests::{NewProject, ProjectPatch};
 use super::Service;
-use crate::domain::{Project, ProjectId, ReceiptId};
+use super::containers::check_limits;
+use crate::domain::policy::PolicyName;
+use crate::domain::{Limits, Project, ProjectId, ReceiptId};
 
 /// Containers of a project that are deleted at once.
 const DELETES_AT_ONCE_MAX: usize = 8;
@@ -17,14 +19,17 @@ impl Service {
     /// Makes a project.
     ///
     /// # Errors
-    /// Its alias is in use.
+    /// Its alias is in use, there is no such policy, a limit cannot be kept here.
     pub async fn create_project(&self, new: NewProject) -> Result<Arc<Project>, Error> {
+        self.check_defaults(new.firewall_policy.as_ref(), &new.limits)?;
         let now = Timestamp::now();
         let project = Project {
             id: ProjectId::generate(),
             alias: new.alias,
             color: new.color,
             containers_max: new.containers_max,
+            firewall_policy: new.firewall_policy,
+            limits: new.limits,
             deleting: false,
             generation: 1,
             created_at: now,
@@ -49,13 +54,15 @@ impl Service {
     /// Changes a project.
     ///
     /// # Errors
-    /// No such project, a stale `if_match`, an alias in use.
+    /// No such project or policy, a stale `if_match`, an alias in use, a limit that cannot be kept here.
     pub async fn update_project(
         &self,
         id: ProjectId,
         patch: ProjectPatch,
         if_match: Option<u64>,
     ) -> Result<Arc<Project>, Error> {
+        let limits = patch.limits.apply(self.project(id)?.limits);
+        self.check_defaults(patch.firewall_policy.as_ref().and_then(Option::as_ref), &limits)?;
         self.change_project(id, if_match, |project| {
             if let Some(alias) = patch.alias {
                 project.alias = alias;
@@ -66,8 +73,19 @@ impl Service {
             if let Some(max) = patch.containers_max {
                 project.containers_max = max;
             }
+            if let Some(policy) = patch.firewall_policy {
+                project.firewall_policy = policy;
+            }
+            project.limits = patch.limits.apply(project.limits);
         })
         .await
+    }
+
+    fn check_defaults(&self, policy: Option<&PolicyName>, limits: &Limits) -> Result<(), Error> {
+        if let Some(policy) = policy {
+            self.check_policy(policy)?;
+        }
+        check_limits(limits)
     }
 
     async fn change_project(
