@@ -20,9 +20,7 @@ use super::wire::not_acted_on;
 use super::wire::ops::ReceiptView;
 use super::wire::settings::{ChangeContainer, CopyContainer, CreateContainer};
 use crate::domain::{Container, ContainerId, ProjectId, Status, Verb};
-use crate::lifecycle::{
-    Await, Error, LabelFilter, Made, Service, Until, WAIT_TIMEOUT_S_DEFAULT, WAIT_TIMEOUT_S_MAX, What,
-};
+use crate::lifecycle::{Await, LabelFilter, Made, Service, Until, WAIT_TIMEOUT_S_DEFAULT, WAIT_TIMEOUT_S_MAX, What};
 
 /// Query parameters that a client of the Hoody API may send and that mean nothing here.
 const UNHEEDED_PARAMETERS: [&str; 4] = ["realm_ids", "include_prespawn", "include_expired", "runtime"];
@@ -383,30 +381,22 @@ pub async fn remove(
     caller: Caller,
     Path(id): Path<ContainerId>,
     Query(query): Query<RemoveQuery>,
-    IfMatch(wanted): IfMatch,
+    IfMatch(generation): IfMatch,
 ) -> Result<Answer<ReceiptView>, ApiError> {
-    may_remove(&api.service, &caller, id, wanted).await?;
-    let receipt = api.service.delete(id, query.erased).await?;
+    may_remove(&api.service, &caller, id).await?;
+    let receipt = api.service.delete(id, query.erased, generation).await?;
     forget(api.service.records(), id).await?;
     Ok(Answer::ok("Container deleted successfully", receipt.into()))
 }
 
-async fn may_remove(service: &Service, caller: &Caller, id: ContainerId, wanted: Option<u64>) -> Result<(), ApiError> {
+/// What is gone leaves a receipt that names its project.
+async fn may_remove(service: &Service, caller: &Caller, id: ContainerId) -> Result<(), ApiError> {
     let gone = || ApiError::not_found(What::Container, id);
-    let Ok(container) = service.container(id) else {
-        let receipt = service.receipt(service.receipt_of(id).ok_or_else(gone)?).await?;
-        return if caller.sees(receipt.project) { Ok(()) } else { Err(gone()) };
+    let project = match service.container(id) {
+        Ok(container) => container.project,
+        Err(_) => service.receipt(service.receipt_of(id).ok_or_else(gone)?).await?.project,
     };
-    if !caller.sees(container.project) {
-        return Err(gone());
-    }
-    match wanted {
-        // A tombstone is not changed any more: to delete it again is no change.
-        Some(wanted) if wanted != container.generation && container.receipt.is_none() => {
-            Err(Error::Stale { what: What::Container, wanted, found: container.generation }.into())
-        }
-        _ => Ok(()),
-    }
+    if caller.sees(project) { Ok(()) } else { Err(gone()) }
 }
 
 /// What a container uses now

@@ -209,15 +209,18 @@ impl Ledger {
     }
 
     /// Marks a container as deleted, once; gives its receipt. From here on it never runs again; the plan that erases it flushes
-    /// the mark before it touches data.
+    /// the mark before it touches data. To delete it again is no change, whatever `if_match` says.
     ///
     /// # Errors
-    /// No such container, or it is protected.
-    pub async fn tombstone(&self, id: ContainerId) -> Result<Receipt, Error> {
+    /// No such container, it is protected, or at another generation than `if_match`.
+    pub async fn tombstone(&self, id: ContainerId, if_match: Option<u64>) -> Result<Receipt, Error> {
         let _order = self.order.lock().await;
         let old = self.directory().container(id)?;
         if let Some(receipt) = old.receipt {
             return self.receipt(receipt).await;
+        }
+        if let Some(wanted) = if_match.filter(|wanted| *wanted != old.generation) {
+            return Err(Error::Stale { what: What::Container, wanted, found: old.generation });
         }
         if old.settings.deletion_protection {
             return Err(Error::Protected(id));

@@ -107,10 +107,10 @@ async fn a_container_is_made_started_stopped_and_erased_without_a_trace() {
     let done = service.verb(id, Verb::Stop, until(Until::Started), None).await.unwrap();
     assert_eq!(done.container.phase, Phase::Stopped { reason: StopReason::Requested });
     assert_eq!(lab.host.left(), Left { rootfs: 1, folders: 2, ..Left::default() }, "stopped costs only the disk");
-    let receipt = service.delete(id, true).await.unwrap();
+    let receipt = service.delete(id, true, None).await.unwrap();
     assert_eq!(receipt.state, Erasure::Complete);
     assert_eq!(lab.host.left(), Left::default());
-    assert_eq!(service.delete(id, false).await.unwrap().id, receipt.id, "DELETE is idempotent");
+    assert_eq!(service.delete(id, false, None).await.unwrap().id, receipt.id, "DELETE is idempotent");
     assert!(matches!(service.container(id), Err(Error::NotFound { .. })));
 }
 
@@ -172,8 +172,8 @@ async fn the_next_daemon_adopts_what_runs_and_settles_what_does_not() {
     // It should run, so it is started again.
     let again = eventually(&service, &dies, Status::Running).await;
     assert_ne!(again.phase.init(), dies.phase.init());
-    service.delete(runs.id, false).await.unwrap();
-    service.delete(dies.id, false).await.unwrap();
+    service.delete(runs.id, false, None).await.unwrap();
+    service.delete(dies.id, false, None).await.unwrap();
     assert_eq!(lab.host.left(), Left::default());
 }
 
@@ -197,7 +197,7 @@ async fn names_slots_and_limits_are_free_again_after_a_delete() {
     let first = service.create(project, named(), until(Until::Started)).await.unwrap().container;
     let second = service.create(project, named(), until(Until::Started)).await.unwrap_err();
     assert!(matches!(second, Error::ProjectLimit { max: 1 }), "{second}");
-    service.delete(first.id, false).await.unwrap();
+    service.delete(first.id, false, None).await.unwrap();
     service.create(project, named(), until(Until::Started)).await.unwrap();
     assert_eq!(lab.host.left().rootfs, 1);
 }

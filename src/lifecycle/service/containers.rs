@@ -177,9 +177,9 @@ impl Service {
     /// removed or, with `erased`, when the filesystem has dropped the data too.
     ///
     /// # Errors
-    /// No such container ever was, it is protected, an object could not be removed.
-    pub async fn delete(&self, id: ContainerId, erased: bool) -> Result<Receipt, Error> {
-        let receipt = match self.ledger().tombstone(id).await {
+    /// No such container ever was, a stale `if_match`, it is protected, an object could not be removed.
+    pub async fn delete(&self, id: ContainerId, erased: bool, if_match: Option<u64>) -> Result<Receipt, Error> {
+        let receipt = match self.ledger().tombstone(id, if_match).await {
             Ok(receipt) => {
                 let (reply, done) = oneshot::channel();
                 self.inner.shared.send(id, Command::Erase { reply })?;

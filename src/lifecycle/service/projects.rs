@@ -126,7 +126,7 @@ impl Service {
         }
         // From here on nothing new can be made in it.
         self.change_project(id, None, |project| project.deleting = true).await?;
-        let deletions = theirs(self).into_iter().map(|container| self.delete(container.id, false));
+        let deletions = theirs(self).into_iter().map(|container| self.delete(container.id, false, None));
         let results: Vec<_> =
             futures_util::stream::iter(deletions).buffer_unordered(DELETES_AT_ONCE_MAX).collect().await;
         let receipts = results.into_iter().map(|result| result.map(|receipt| receipt.id)).collect::<Result<_, _>>()?;
