@@ -161,7 +161,7 @@ pub fn refusal(status: u16, text: &str) -> Failure {
     Failure::Refused {
         code: field("error").unwrap_or_else(|| format!("HTTP {status}")),
         message: field("message").unwrap_or_else(|| "the daemon's answer is not one of tenantry's".to_owned()),
-        request_id: field("request_id").unwrap_or_else(|| "unknown".to_owned()),
+        request_id: field("request_id"),
     }
 }
 

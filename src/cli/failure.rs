@@ -6,14 +6,14 @@ use std::process::ExitCode;
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// The API said no.
-    #[error("{message} [{code}, request {request_id}]")]
+    #[error("{message} [{code}{}]", request_id.as_ref().map(|id| format!(", request {id}")).unwrap_or_default())]
     Refused {
         /// Its machine code.
         code: String,
         /// For people.
         message: String,
-        /// For the daemon's log.
-        request_id: String,
+        /// For the daemon's log; `None`: it was the client that found nothing in a list.
+        request_id: Option<String>,
     },
     /// The command line or the configuration cannot be.
     #[error("{0}")]
@@ -58,7 +58,7 @@ mod tests {
 
     #[test]
     fn each_failure_has_its_exit_code() {
-        let refused = Failure::Refused { code: "POOL_FULL".into(), message: "full".into(), request_id: "r".into() };
+        let refused = Failure::Refused { code: "POOL_FULL".into(), message: "full".into(), request_id: None };
         assert_eq!(exit_code(&refused.into()), ExitCode::from(1));
         assert_eq!(exit_code(&Failure::Usage("no".into()).into()), ExitCode::from(2));
         assert_eq!(exit_code(&anyhow::anyhow!("other")), ExitCode::from(1));

@@ -15,7 +15,7 @@ use tokio_util::io::ReaderStream;
 
 use super::client::refusal;
 use super::failure::Failure;
-use super::output::{bytes, cell};
+use super::output::{bytes, cell, time};
 use super::{Context, resolve};
 
 /// Bytes read and sent at once.
@@ -66,7 +66,7 @@ pub async fn run(command: Command, context: &Context) -> anyhow::Result<ExitCode
                     ("NAME", |one| cell(&one["name"])),
                     ("ID", |one| cell(&one["id"])),
                     ("SIZE", |one| bytes(&one["size"])),
-                    ("CREATED", |one| cell(&one["created_at"])),
+                    ("CREATED", |one| time(&one["created_at"])),
                 ],
             )?;
         }
@@ -87,7 +87,11 @@ enum Source {
 
 fn source(path: &Path) -> Result<Source, Failure> {
     match std::fs::metadata(path) {
-        Ok(found) if found.is_dir() => Ok(Source::Folder),
+        Ok(found) if found.is_dir() && path.join("oci-layout").is_file() => Ok(Source::Folder),
+        Ok(found) if found.is_dir() => Err(Failure::Usage(format!(
+            "{} holds no OCI image layout (no file `oci-layout`); of a root filesystem's folder make a tar first",
+            path.display()
+        ))),
         Ok(found) if found.is_file() => Ok(Source::File(found.len())),
         Ok(_) => Err(Failure::Usage(format!("{} is neither a file nor a folder", path.display()))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Failure::Usage(format!(
@@ -231,6 +235,9 @@ mod tests {
         let file = folder.path().join("a.tar");
         std::fs::write(&file, "abc").unwrap();
         assert_eq!(source(&file).unwrap(), Source::File(3));
+        let error = source(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("no OCI image layout"), "{error}");
+        std::fs::write(folder.path().join("oci-layout"), "{}").unwrap();
         assert_eq!(source(folder.path()).unwrap(), Source::Folder);
         let error = source(Path::new("docker.io/library/nginx:1")).unwrap_err();
         assert!(error.to_string().contains("registries are not spoken to yet"));

@@ -210,6 +210,22 @@ mod tests {
     }
 
     #[test]
+    fn no_argument_takes_the_place_of_a_global_option() {
+        fn look(command: &clap::Command, globals: &[String], bad: &mut Vec<String>) {
+            for sub in command.get_subcommands() {
+                let ids = sub.get_arguments().map(|arg| arg.get_id().to_string());
+                bad.extend(ids.filter(|id| globals.contains(id)).map(|id| format!("{} {id}", sub.get_name())));
+                look(sub, globals, bad);
+            }
+        }
+        let command = Cli::command();
+        let globals: Vec<_> = command.get_arguments().map(|arg| arg.get_id().to_string()).collect();
+        let mut bad = Vec::new();
+        look(&command, &globals, &mut bad);
+        assert!(globals.len() >= 5 && bad.is_empty(), "{bad:?}");
+    }
+
+    #[test]
     fn global_options_stand_anywhere() {
         for good in [
             "tenantry --json container list --project shop",

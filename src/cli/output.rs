@@ -61,7 +61,7 @@ pub fn cell(value: &Value) -> String {
         Value::String(text) => text.clone(),
         Value::Array(items) => items.iter().map(cell).collect::<Vec<_>>().join(" "),
         Value::Object(fields) => {
-            let set = fields.iter().filter(|(_, value)| !value.is_null());
+            let set = fields.iter().filter(|(_, value)| cell(value) != "-");
             set.map(|(key, value)| format!("{key}={}", cell(value))).collect::<Vec<_>>().join(" ")
         }
         other => other.to_string(),
@@ -74,6 +74,34 @@ pub fn cell(value: &Value) -> String {
     } else {
         clean.collect()
     }
+}
+
+/// A field's value for people: a time to the second, limits with units.
+fn field(name: &str, value: &Value) -> String {
+    match name {
+        "limits" => limits(value),
+        "size" => bytes(value),
+        "env_sync" if value["pending"] == true => "in force at the next start".to_owned(),
+        "env_sync" => "in force".to_owned(),
+        _ if name.ends_with("_at") => time(value),
+        _ => cell(value),
+    }
+}
+
+fn limits(value: &Value) -> String {
+    let shown = |name: &str, value: &Value| match name {
+        "cpu" | "pids" => cell(value),
+        _ => bytes(value),
+    };
+    let set = value.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null());
+    let words: Vec<_> = set.map(|(name, value)| format!("{name}={}", shown(name, value).replace(' ', ""))).collect();
+    if words.is_empty() { "-".to_owned() } else { words.join(" ") }
+}
+
+/// A time to the second.
+pub fn time(value: &Value) -> String {
+    let parsed = value.as_str().and_then(|text| text.parse::<jiff::Timestamp>().ok());
+    parsed.map_or_else(|| cell(value), |time| time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
 }
 
 /// A number of bytes for people.
@@ -125,8 +153,8 @@ impl Output {
             return line(&cell(&item["id"]));
         }
         let mut table = table();
-        for field in fields {
-            table.add_row([(*field).to_owned(), cell(&item[*field])]);
+        for name in fields {
+            table.add_row([(*name).to_owned(), field(name, &item[*name])]);
         }
         self.warn(item);
         line(&trimmed(&table))
@@ -187,8 +215,19 @@ mod tests {
         assert_eq!(cell(&json!("")), "-");
         assert_eq!(cell(&json!("a\u{1b}[2Jb\n")), "a [2Jb ");
         assert_eq!(cell(&json!({"cpu": 1.5, "pids": null})), "cpu=1.5");
+        assert_eq!(cell(&json!({"a": {}, "b": [], "c": ""})), "-");
         assert_eq!(cell(&json!(["a", 1])), "a 1");
         assert_eq!(cell(&json!("x".repeat(500))).chars().count(), CELL_CHARS_MAX);
         assert_eq!(bytes(&json!(1_048_576)), "1.00 MiB");
+    }
+
+    #[test]
+    fn a_field_is_shown_for_people() {
+        assert_eq!(field("created_at", &json!("2026-11-23T15:33:38.79501239Z")), "2026-11-23T15:33:38Z");
+        assert_eq!(field("ready_at", &json!(null)), "-");
+        let limits = json!({"cpu": 0.5, "memory": 1_048_576, "pids": 9, "disk": null});
+        assert_eq!(field("limits", &limits), "cpu=0.5 memory=1.00MiB pids=9");
+        assert_eq!(field("limits", &json!({"cpu": null})), "-");
+        assert_eq!(field("env_sync", &json!({"pending": true})), "in force at the next start");
     }
 }

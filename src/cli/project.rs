@@ -4,9 +4,11 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 use reqwest::Method;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use super::output::{cell, line};
+use super::failure::Failure;
+use super::output::{cell, line, time};
+use super::settings::{LimitArgs, given};
 use super::{Context, resolve};
 
 /// Projects.
@@ -14,7 +16,7 @@ use super::{Context, resolve};
 pub enum Command {
     /// Make a project
     #[command(
-        after_help = "Examples:\n  tenantry project create shop\n  tenantry project create shop --max-containers 400"
+        after_help = "Examples:\n  tenantry project create shop\n  tenantry project create shop --max-containers 400 --memory 256MiB --firewall-policy no-egress"
     )]
     Create {
         /// Its name, unique on this host
@@ -25,6 +27,11 @@ pub enum Command {
         /// How many containers it may have
         #[arg(long, value_name = "N")]
         max_containers: Option<u32>,
+        /// The firewall policy of its containers
+        #[arg(long, value_name = "NAME")]
+        firewall_policy: Option<String>,
+        #[command(flatten)]
+        limits: LimitArgs,
     },
     /// List projects
     #[command(visible_alias = "ls", after_help = "Example:\n  tenantry project list --json")]
@@ -54,6 +61,11 @@ pub enum Command {
         /// As many containers as the host can
         #[arg(long)]
         no_max_containers: bool,
+        /// The firewall policy of containers that are made in it from now on
+        #[arg(long, value_name = "NAME")]
+        firewall_policy: Option<String>,
+        #[command(flatten)]
+        limits: LimitArgs,
     },
     /// Delete a project and all its containers
     #[command(visible_alias = "rm", after_help = "Example:\n  tenantry project delete shop")]
@@ -63,20 +75,28 @@ pub enum Command {
     },
 }
 
-const FIELDS: [&str; 8] =
-    ["id", "alias", "color", "container_count", "max_containers", "deleting", "created_at", "updated_at"];
-
-fn body(pairs: [(&str, Option<Value>); 3]) -> Value {
-    let given = pairs.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
-    Value::Object(given.collect::<Map<_, _>>())
-}
+const FIELDS: [&str; 10] = [
+    "id",
+    "alias",
+    "color",
+    "container_count",
+    "max_containers",
+    "firewall_policy",
+    "limits",
+    "deleting",
+    "created_at",
+    "updated_at",
+];
 
 /// Carries the command out.
 pub async fn run(command: Command, context: &Context) -> anyhow::Result<ExitCode> {
     let (client, out) = (&context.client, context.out);
     match command {
-        Command::Create { alias, color, max_containers } => {
-            let body = json!({ "alias": alias, "color": color, "max_containers": max_containers });
+        Command::Create { alias, color, max_containers, firewall_policy, limits } => {
+            let body = given(json!({
+                "alias": alias, "color": color, "max_containers": max_containers,
+                "firewall_policy": firewall_policy, "limits": limits.into_value()
+            }));
             out.one(&client.send(client.request(Method::POST, "/projects/").json(&body)).await?, &FIELDS)?;
         }
         Command::List => {
@@ -89,7 +109,7 @@ pub async fn run(command: Command, context: &Context) -> anyhow::Result<ExitCode
                     ("ID", |one| cell(&one["id"])),
                     ("CONTAINERS", |one| cell(&one["container_count"])),
                     ("MAX", |one| cell(&one["max_containers"])),
-                    ("CREATED", |one| cell(&one["created_at"])),
+                    ("CREATED", |one| time(&one["created_at"])),
                 ],
             )?;
         }
@@ -97,22 +117,36 @@ pub async fn run(command: Command, context: &Context) -> anyhow::Result<ExitCode
             let id = resolve::project(context, Some(&project)).await?;
             out.one(&client.get(&format!("/projects/{id}")).await?, &FIELDS)?;
         }
-        Command::Update { project, alias, color, max_containers, no_max_containers } => {
+        Command::Update { project, alias, color, max_containers, no_max_containers, firewall_policy, limits } => {
+            let mut body = given(json!({
+                "alias": alias, "color": color, "max_containers": max_containers,
+                "firewall_policy": firewall_policy, "limits": limits.into_value()
+            }));
+            if no_max_containers {
+                body.insert("max_containers".to_owned(), Value::Null);
+            }
+            if body.is_empty() {
+                let text = "nothing to change was given; see `tenantry project update --help`";
+                return Err(Failure::Usage(text.to_owned()).into());
+            }
             let id = resolve::project(context, Some(&project)).await?;
-            let max = if no_max_containers { Some(Value::Null) } else { max_containers.map(Value::from) };
-            let body =
-                body([("alias", alias.map(Value::from)), ("color", color.map(Value::from)), ("max_containers", max)]);
             let request = client.request(Method::PATCH, &format!("/projects/{id}")).json(&body);
             out.one(&client.send(request).await?, &FIELDS)?;
         }
         Command::Delete { project } => {
             let id = resolve::project(context, Some(&project)).await?;
-            let _spinner = out.spinner(format!("deleting {project} and its containers"));
+            let spinner = out.spinner(format!("deleting {project} and its containers"));
             let data = client.send(client.request(Method::DELETE, &format!("/projects/{id}"))).await?;
+            drop(spinner);
             if out.json {
-                out.one(&data, &[])?;
+                return out.one(&data, &[]).map(|()| ExitCode::SUCCESS);
+            }
+            let receipts: Vec<_> = data["receipt_ids"].as_array().into_iter().flatten().map(cell).collect();
+            if out.quiet {
+                receipts.iter().try_for_each(|id| line(id))?;
             } else {
-                data["receipt_ids"].as_array().into_iter().flatten().try_for_each(|id| line(&cell(id)))?;
+                line(&format!("{project} is deleted; containers that went with it: {}", receipts.len()))?;
+                receipts.iter().try_for_each(|id| line(&format!("  receipt {id}")))?;
             }
         }
     }

@@ -6,7 +6,7 @@ use clap::Subcommand;
 use serde_json::Value;
 
 use super::Context;
-use super::output::{Output, cell, line};
+use super::output::{Output, cell, line, time};
 
 /// Receipts.
 #[derive(Debug, Subcommand)]
@@ -26,7 +26,7 @@ pub fn print(out: Output, receipt: &Value) -> anyhow::Result<()> {
         return Ok(());
     }
     for erased in receipt["erased"].as_array().into_iter().flatten() {
-        line(&format!("  erased {}: {} ({})", cell(&erased["what"]), cell(&erased["verified"]), cell(&erased["at"])))?;
+        line(&format!("  erased {}: {} ({})", cell(&erased["what"]), cell(&erased["verified"]), time(&erased["at"])))?;
     }
     Ok(())
 }

@@ -21,7 +21,7 @@ fn unknown(what: &str, name: &str) -> Failure {
     Failure::Refused {
         code: format!("{}_NOT_FOUND", what.to_uppercase()),
         message: format!("there is no {what} `{name}`"),
-        request_id: "none".to_owned(),
+        request_id: None,
     }
 }
 

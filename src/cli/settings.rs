@@ -12,18 +12,9 @@ use crate::domain::Bytes;
 /// Bytes of a file that holds a public key, at most.
 const KEY_FILE_BYTES_MAX: u64 = 16 << 10;
 
-/// What can be chosen about a container.
+/// Limits, of a container or of all that a project gets.
 #[derive(Debug, Default, Args)]
-pub struct SettingsArgs {
-    /// An environment variable; can be repeated
-    #[arg(short, long = "env", value_name = "KEY=VALUE", value_parser = pair)]
-    env: Vec<(String, String)>,
-    /// A label; can be repeated
-    #[arg(short, long = "label", value_name = "KEY=VALUE", value_parser = pair)]
-    labels: Vec<(String, String)>,
-    /// Where its HTTP server listens
-    #[arg(long)]
-    port: Option<u16>,
+pub struct LimitArgs {
     /// Cores, such as 0.5
     #[arg(long, value_name = "CORES")]
     cpu: Option<f64>,
@@ -39,6 +30,34 @@ pub struct SettingsArgs {
     /// Processes and threads
     #[arg(long, value_name = "N")]
     pids: Option<u32>,
+}
+
+impl LimitArgs {
+    /// The API's object, or null where nothing was given.
+    pub fn into_value(self) -> Value {
+        let size = |bytes: Option<Bytes>| bytes.map(|bytes| bytes.0);
+        let limits = given(json!({
+            "cpu": self.cpu, "memory": size(self.memory), "disk": size(self.disk),
+            "ramdisk": size(self.ramdisk_size), "pids": self.pids
+        }));
+        if limits.is_empty() { Value::Null } else { Value::Object(limits) }
+    }
+}
+
+/// What can be chosen about a container.
+#[derive(Debug, Default, Args)]
+pub struct SettingsArgs {
+    /// An environment variable; can be repeated
+    #[arg(short, long = "env", value_name = "KEY=VALUE", value_parser = pair)]
+    env: Vec<(String, String)>,
+    /// A label; can be repeated
+    #[arg(short, long = "label", value_name = "KEY=VALUE", value_parser = pair)]
+    labels: Vec<(String, String)>,
+    /// Where its HTTP server listens
+    #[arg(long)]
+    port: Option<u16>,
+    #[command(flatten)]
+    limits: LimitArgs,
     /// A firewall policy's name
     #[arg(long, value_name = "NAME")]
     firewall_policy: Option<String>,
@@ -100,15 +119,9 @@ impl SettingsArgs {
     /// # Errors
     /// The key's file cannot be read.
     pub fn into_body(self) -> anyhow::Result<Map<String, Value>> {
-        let size = |bytes: Option<Bytes>| bytes.map(|bytes| bytes.0);
-        let limits = json!({
-            "cpu": self.cpu, "memory": size(self.memory), "disk": size(self.disk),
-            "ramdisk": size(self.ramdisk_size), "pids": self.pids
-        });
-        let limits = given(limits);
         let body = json!({
             "environment_vars": texts(self.env), "labels": texts(self.labels), "port": self.port,
-            "limits": (!limits.is_empty()).then_some(limits),
+            "limits": self.limits.into_value(),
             "firewall_policy": self.firewall_policy, "idle_timeout": self.idle_timeout,
             "external_id": self.external_id, "comment": self.comment, "color": self.color,
             "ssh_public_key": self.ssh_key.as_ref().map(read_key).transpose()?,
@@ -136,7 +149,7 @@ mod tests {
         assert!(SettingsArgs::default().into_body().unwrap().is_empty());
         let args = SettingsArgs {
             env: vec![("PLAN".into(), "a=b".into())],
-            memory: Some(Bytes::mib(1)),
+            limits: LimitArgs { memory: Some(Bytes::mib(1)), ..LimitArgs::default() },
             template: Some(false),
             command: vec!["/app".into()],
             ..SettingsArgs::default()

@@ -6,7 +6,7 @@ use clap::Subcommand;
 use reqwest::Method;
 use serde_json::json;
 
-use super::output::{cell, line};
+use super::output::{cell, line, time};
 use super::{Context, resolve};
 
 /// API tokens.
@@ -36,6 +36,8 @@ pub enum Command {
     #[command(visible_alias = "rm", after_help = "Example:\n  tenantry token delete ci")]
     Delete {
         /// Alias or id
+        // An id of its own: the global `--token` would take the argument's value.
+        #[arg(id = "which", value_name = "TOKEN")]
         token: String,
     },
 }
@@ -70,7 +72,7 @@ pub async fn run(command: Command, context: &Context) -> anyhow::Result<ExitCode
                     ("ID", |one| cell(&one["id"])),
                     ("PERMISSION", |one| cell(&one["permission_template"])),
                     ("PROJECT", |one| cell(&one["project_id"])),
-                    ("EXPIRES", |one| cell(&one["expires_at"])),
+                    ("EXPIRES", |one| time(&one["expires_at"])),
                 ],
             )?;
         }

@@ -21,7 +21,7 @@ pub struct Project {
     pub color: Option<String>,
     /// How many containers it may have; `None`: as many as the host can.
     pub containers_max: Option<u32>,
-    /// The firewall policy of containers that are made in it; `None`: the one named `default`.
+    /// The firewall policy of containers that are made in it; `None`: the default one.
     #[serde(default)]
     pub firewall_policy: Option<PolicyName>,
     /// Limits of containers that are made in it; here `None` means: the host's.

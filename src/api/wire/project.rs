@@ -27,7 +27,7 @@ pub struct CreateProject {
     pub color: Option<String>,
     /// How many containers it may have; null: as many as the host can.
     pub max_containers: Option<u32>,
-    /// The firewall policy of containers that are made in it and name none; null: `default`.
+    /// The firewall policy of containers that are made in it and name none; null: `web`.
     pub firewall_policy: Option<String>,
     /// Limits of containers that are made in it and say nothing else, over the host's; null: the host's.
     #[serde(default, deserialize_with = "nullable_object")]
@@ -51,7 +51,7 @@ pub struct ChangeProject {
     #[serde(default, deserialize_with = "nullable")]
     #[schema(value_type = Option<u32>)]
     pub max_containers: Option<Option<u32>>,
-    /// The firewall policy of containers that are made in it and name none; null: `default`.
+    /// The firewall policy of containers that are made in it and name none; null: `web`.
     #[serde(default, deserialize_with = "nullable")]
     #[schema(value_type = Option<String>)]
     pub firewall_policy: Option<Option<String>>,
@@ -134,7 +134,7 @@ pub struct ProjectView {
     pub color: Option<String>,
     /// How many containers it may have; null: as many as the host can.
     pub max_containers: Option<u32>,
-    /// The firewall policy of containers that are made in it and name none; null: `default`.
+    /// The firewall policy of containers that are made in it and name none; null: `web`.
     pub firewall_policy: Option<String>,
     /// Limits of containers that are made in it, over the host's; null: the host's.
     pub limits: LimitsView,
