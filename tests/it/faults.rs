@@ -210,7 +210,13 @@ impl Bed {
         let service = Service::open(&config, layout.clone(), drivers, records.clone(), policies).await.unwrap();
         service.recover().await.unwrap();
         service.ensure_base_image(config.busybox.clone()).await.unwrap();
-        let new = NewProject { alias: "acme".into(), color: None, containers_max: None };
+        let new = NewProject {
+            alias: "acme".into(),
+            color: None,
+            containers_max: None,
+            firewall_policy: None,
+            limits: Default::default(),
+        };
         let project = service.create_project(new).await.unwrap().id;
         let (service, pool) = (Some(service), Some(pool));
         Self { service, faults, assassin, config, layout, records, pool, project, _lab: lab, folder }
@@ -312,7 +318,7 @@ fn whichever_step_of_a_create_fails_nothing_is_left_on_the_kernel() {
                 bed.faults.fail_at(n, late);
                 let result = bed.create(true).await;
                 let Some(call) = bed.faults.disarm() else {
-                    bed.service().delete(result.unwrap(), true).await.unwrap();
+                    bed.service().delete(result.unwrap(), true, None).await.unwrap();
                     break;
                 };
                 let when = format!("after {call} failed (late: {late})");
@@ -356,7 +362,7 @@ fn whichever_step_of_a_start_fails_only_the_stopped_container_is_left_on_the_ker
             }
             assert!(failed.len() >= 8, "only these were tried: {failed:?}");
         }
-        bed.service().delete(id, true).await.unwrap();
+        bed.service().delete(id, true, None).await.unwrap();
     });
 }
 
@@ -372,7 +378,7 @@ fn a_helper_that_is_killed_while_it_waits_leaves_nothing() {
             assert_same(&bed.objects().await, &clean, &format!("after its helper was killed, {moment:?}"));
         }
         let id = bed.create(true).await.unwrap();
-        bed.service().delete(id, true).await.unwrap();
+        bed.service().delete(id, true, None).await.unwrap();
     });
 }
 
@@ -399,7 +405,7 @@ fn a_helper_that_is_killed_at_work_leaves_nothing() {
             let result = bed.create(true).await;
             killer.join().unwrap();
             match result {
-                Ok(id) => drop(bed.service().delete(id, false).await.unwrap()),
+                Ok(id) => drop(bed.service().delete(id, false, None).await.unwrap()),
                 Err(_) => died += 1,
             }
             assert_same(&bed.objects().await, &clean, &format!("after blow {n}"));
