@@ -86,9 +86,9 @@ fn read(path: &Path) -> Result<BTreeMap<ContainerId, Entry>, StoreError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(last),
         Err(error) => return Err(failed("open", path)(error)),
     };
-    for line in BufReader::new(file).lines() {
+    for line in BufReader::new(file).split(b'\n') {
         let line = line.map_err(failed("read", path))?;
-        match serde_json::from_str::<Entry>(&line) {
+        match serde_json::from_slice::<Entry>(&line) {
             Ok(Entry::End { id }) => drop(last.remove(&id)),
             Ok(entry) => drop(last.insert(entry.id(), entry)),
             Err(error) => tracing::warn!(%error, path = %path.display(), "a torn line of the run journal is left out"),
@@ -191,8 +191,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal");
         RunJournal::open(path.clone()).unwrap().append(begin(1)).unwrap();
-        OpenOptions::new().append(true).open(&path).unwrap().write_all(br#"{"entry":"end","id":"00"#).unwrap();
-        assert_eq!(RunJournal::open(path).unwrap().open_entries(), [begin(1)]);
+        for torn in [br#"{"entry":"end","id":"00"#.as_slice(), b"\xff\xfe"] {
+            OpenOptions::new().append(true).open(&path).unwrap().write_all(torn).unwrap();
+            assert_eq!(RunJournal::open(path.clone()).unwrap().open_entries(), [begin(1)]);
+        }
     }
 
     #[test]
