@@ -125,15 +125,18 @@ impl Directory {
     /// A name that another one has; nothing is changed then.
     pub fn put(&mut self, container: Container) -> Result<Arc<Container>, Error> {
         self.check_names(Some(container.id), container.project, &container.name, container.external_id.as_ref())?;
-        if let Some(old) = self.containers.remove(&container.id) {
-            self.unindex(&old);
+        match self.containers.remove(&container.id) {
+            Some(old) => {
+                self.unindex(&old);
+                self.slots.taken.insert(container.slot);
+            }
+            None => self.slots.take(container.slot),
         }
         self.names.insert((container.project, container.name.clone()), container.id);
         if let Some(external) = &container.external_id {
             self.external_ids.insert((container.project, external.clone()), container.id);
         }
         self.aliases.insert(container.alias.clone(), container.id);
-        self.slots.take(container.slot);
         let container = Arc::new(container);
         self.containers.insert(container.id, container.clone());
         Ok(container)

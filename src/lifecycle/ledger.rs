@@ -16,6 +16,7 @@ use super::error::{Error, What};
 use crate::domain::container::Transition;
 use crate::domain::{Container, ContainerId, Image, Project, ProjectId, Receipt, ReceiptId, Slot, Token};
 use crate::store::{Batch, Durability, Records};
+use crate::sys::btrfs::SubvolumeId;
 
 /// Changes of status that are kept of each container.
 pub const TRANSITIONS_MAX: u64 = 200;
@@ -208,12 +209,18 @@ impl Ledger {
         Ok(batch)
     }
 
-    /// Marks a container as deleted, once; gives its receipt. From here on it never runs again; the plan that erases it flushes
-    /// the mark before it touches data. To delete it again is no change, whatever `if_match` says.
+    /// Marks a container as deleted, once; gives its receipt, which says from the first which subvolume has to go. From here on
+    /// it never runs again; the plan that erases it flushes the mark before it touches data. To delete it again is no change,
+    /// whatever `if_match` says.
     ///
     /// # Errors
     /// No such container, it is protected, or at another generation than `if_match`.
-    pub async fn tombstone(&self, id: ContainerId, if_match: Option<u64>) -> Result<Receipt, Error> {
+    pub async fn tombstone(
+        &self,
+        id: ContainerId,
+        rootfs: Option<SubvolumeId>,
+        if_match: Option<u64>,
+    ) -> Result<Receipt, Error> {
         let _order = self.order.lock().await;
         let old = self.directory().container(id)?;
         if let Some(receipt) = old.receipt {
@@ -225,7 +232,8 @@ impl Ledger {
         if old.settings.deletion_protection {
             return Err(Error::Protected(id));
         }
-        let receipt = Receipt::pending(id, old.project, Timestamp::now());
+        let mut receipt = Receipt::pending(id, old.project, Timestamp::now());
+        receipt.subvolumes.extend(rootfs.map(|rootfs| rootfs.0));
         let mut new = (*old).clone();
         new.receipt = Some(receipt.id);
         new.generation += 1;

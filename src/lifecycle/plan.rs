@@ -198,6 +198,11 @@ impl Plan<Remove> {
         Self::of(&[&[Remove::Cgroup, Remove::Runtime, Remove::Link, Remove::Rules]])
     }
 
+    /// The same for a container whose slot is another's by now: what goes by the slot is left alone.
+    pub fn tear_down_but_slot() -> Self {
+        Self::of(&[&[Remove::Cgroup, Remove::Runtime]])
+    }
+
     /// Removes all that a container ever had.
     pub fn erase() -> Self {
         Self::of(&[

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
+use jiff::Timestamp;
 use tokio::sync::oneshot;
 
 use super::error::Error;
@@ -94,12 +95,14 @@ pub async fn recover(shared: &Arc<Shared>) -> Result<Report, Error> {
         }
     }
     load_rules(shared, &adopted).await?;
-    for (id, entry) in &entries {
-        if shared.ledger.directory().container(*id).is_err() {
-            let target = Target { id: *id, slot: slot_of(entry) };
-            let _logged = shared.executor.remove(target, "recovery", &Plan::<Remove>::erase()).await;
-            report.undone += 1;
-        }
+    // Of a container without a record only what lives in the kernel goes here; whether its data is a torn create's or what an
+    // older store does not know of, the sweep tells.
+    for (id, entry) in entries.iter().filter(|(id, _)| shared.ledger.directory().container(**id).is_err()) {
+        let target = Target { id: *id, slot: slot_of(entry) };
+        let taken = containers.iter().any(|container| container.slot == target.slot);
+        let plan = if taken { Plan::<Remove>::tear_down_but_slot() } else { Plan::<Remove>::tear_down() };
+        let _logged = shared.executor.remove(target, "recovery", &plan).await;
+        report.undone += 1;
     }
     sweep(shared, &mut report).await?;
     for (container, _) in &adopted {
@@ -111,7 +114,7 @@ pub async fn recover(shared: &Arc<Shared>) -> Result<Report, Error> {
     }
     report.erasing = erase.len();
     for id in erase {
-        shared.send(id, Command::Erase { reply: oneshot::channel().0 })?;
+        shared.send(id, Command::Erase { tries: 0, reply: oneshot::channel().0 })?;
     }
     for receipt in shared.ledger.open_receipts().await? {
         if receipt.state == Erasure::Removed {
@@ -153,9 +156,18 @@ fn alive(shared: &Shared, entry: Option<&Entry>) -> Option<(Init, u64)> {
 
 async fn adopt(shared: &Shared, container: &Container, init: Init, revision: u64) -> Result<Arc<Container>, Error> {
     let paused = matches!(container.phase, Phase::Paused { .. });
+    // A daemon that died between the freezer and the record leaves them apart.
+    if let Err(error) = shared.executor.drivers().cgroups.freeze(container.id, paused).await {
+        tracing::error!(container = %container.id, error = &error as &dyn std::error::Error, "cannot freeze or thaw");
+    }
     shared
         .ledger
         .change(container.id, Change::lazy("recovery"), |container| {
+            // The record of the start may have been lost with the daemon; this is then the best that is known.
+            if container.phase.init() != Some(init) || container.started_at.is_none() {
+                container.started_at = Some(Timestamp::now());
+                container.ready_at = None;
+            }
             container.phase = if paused { Phase::Paused { init } } else { Phase::Running { init } };
             container.env_revision_applied = revision;
             Ok(())
@@ -186,11 +198,15 @@ async fn settle(shared: &Shared, container: &Container, entries: &BTreeMap<Conta
 
 /// The whole table in one transaction: the base rules and those of the containers that run.
 async fn load_rules(shared: &Shared, adopted: &[(Arc<Container>, Init)]) -> Result<(), Error> {
-    let rules = |container: &Arc<Container>| -> Result<(Slot, Policy), Error> {
-        let subject = shared.subject(container.clone())?;
-        Ok((container.slot, (*subject.policy).clone()))
+    let rules = |container: &Arc<Container>| match shared.policy(container) {
+        Ok(policy) => Some((container.slot, policy)),
+        Err(error) => {
+            // One container's policy must not keep the others from being served; a link without rules passes nothing.
+            tracing::error!(container = %container.id, error = &error as &dyn std::error::Error, "cut off");
+            None
+        }
     };
-    let tenants = adopted.iter().map(|(container, _)| rules(container)).collect::<Result<Vec<_>, _>>()?;
+    let tenants: Vec<(Slot, Policy)> = adopted.iter().filter_map(|(container, _)| rules(container)).collect();
     shared.executor.drivers().firewall.load(&tenants).await.map_err(Error::driver)
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use super::error::{Error, What};
 use super::execute::{Executor, Subject};
 use super::ledger::Ledger;
 use super::worker::{Command, Handle, Worker};
-use crate::domain::policy::Policies;
+use crate::domain::policy::{Policies, Policy};
 use crate::domain::receipt::Erasure;
 use crate::domain::{Container, ContainerId, Receipt, Subnet};
 use crate::sys::btrfs::SubvolumeId;
@@ -42,6 +42,8 @@ pub struct Shared {
     pub subnet: Subnet,
     starts: Semaphore,
     workers: Mutex<HashMap<ContainerId, Handle>>,
+    /// Commands that are queued or at work.
+    at_work: AtomicUsize,
     closing: AtomicBool,
 }
 
@@ -55,6 +57,7 @@ impl Shared {
             subnet,
             starts: Semaphore::new(STARTS_AT_ONCE_MAX),
             workers: Mutex::new(HashMap::new()),
+            at_work: AtomicUsize::new(0),
             closing: AtomicBool::new(false),
         })
     }
@@ -84,12 +87,19 @@ impl Shared {
         if matches!(command, Command::Erase { .. }) {
             handle.hurry.send_replace(true);
         }
+        self.at_work.fetch_add(1, Ordering::AcqRel);
         handle.commands.try_send(command).map_err(|_full| {
+            self.served();
             if exclusive {
                 handle.busy.store(false, Ordering::Release);
             }
             Error::Busy(id)
         })
+    }
+
+    /// Notes that a worker is through with a command.
+    pub fn served(&self) {
+        self.at_work.fetch_sub(1, Ordering::AcqRel);
     }
 
     /// Forgets the worker of a container that has nothing queued; whether it may end. Senders hold the same lock, so
@@ -103,13 +113,11 @@ impl Shared {
         true
     }
 
-    /// Refuses new commands and waits until no verb is at work, at most so long. Containers go on running.
+    /// Refuses new commands and waits until none is at work, at most so long. Containers go on running.
     pub async fn close(&self, patience: Duration) {
         self.closing.store(true, Ordering::Release);
         let idle = async {
-            while self.workers().values().any(|handle| {
-                handle.busy.load(Ordering::Acquire) || handle.commands.capacity() < handle.commands.max_capacity()
-            }) {
+            while self.at_work.load(Ordering::Acquire) > 0 {
                 tokio::time::sleep(Duration::from_millis(DRAIN_LOOK_MS)).await;
             }
         };
@@ -133,9 +141,17 @@ impl Shared {
     pub fn subject(&self, container: Arc<Container>) -> Result<Subject, Error> {
         let image = self.ledger.images().get(&container.image);
         let image = image.ok_or_else(|| Error::not_found(What::Image, &container.image_name))?;
+        let policy = Arc::new(self.policy(&container)?);
+        Ok(Subject { policy, image, container })
+    }
+
+    /// A container's firewall policy.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub fn policy(&self, container: &Container) -> Result<Policy, Error> {
         let name = &container.settings.firewall_policy;
-        let policy = self.policies.get(name).ok_or_else(|| Error::not_found(What::Policy, name))?;
-        Ok(Subject { policy: Arc::new(policy.clone()), image, container })
+        self.policies.get(name).cloned().ok_or_else(|| Error::not_found(What::Policy, name))
     }
 
     /// A container's address.

@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::domain::policy::Policies;
 use crate::domain::receipt::Erasure;
 use crate::domain::{Bytes, Container, Exit, Image, ImageConfig, ImageId, Phase, ProjectId, Status, StopReason, Verb};
+use crate::store::journal::{Entry, RunJournal};
 use crate::store::sled::SledStore;
 use crate::store::{Batch, Durability, Records, Store};
 use crate::sys::btrfs::PoolLayout;
@@ -175,6 +176,59 @@ async fn the_next_daemon_adopts_what_runs_and_settles_what_does_not() {
     service.delete(runs.id, false, None).await.unwrap();
     service.delete(dies.id, false, None).await.unwrap();
     assert_eq!(lab.host.left(), Left::default());
+}
+
+#[tokio::test]
+async fn a_container_whose_start_is_not_in_its_record_is_adopted_with_a_time_of_start() {
+    let (lab, service, project) = Lab::new().await;
+    let made = service.create(project, started(true), until(Until::Started)).await.unwrap().container;
+    let behind = Container { phase: Phase::Creating, started_at: None, ..(*made).clone() };
+    service.records().commit(Batch::default().put(&behind).unwrap(), Durability::Flushed).await.unwrap();
+    drop(service);
+    let adopted = lab.daemon().await.container(made.id).unwrap();
+    assert_eq!(adopted.phase, made.phase);
+    assert!(adopted.started_at.is_some(), "without it the proxy leads nobody there");
+}
+
+#[tokio::test]
+async fn data_that_an_older_store_does_not_know_is_left_alone_whatever_the_journal_says() {
+    let (lab, service, project) = Lab::new().await;
+    let unknown = service.create(project, started(false), until(Until::Started)).await.unwrap().container;
+    let batch = Batch::default().remove::<Container>(&unknown.id);
+    service.records().commit(batch, Durability::Flushed).await.unwrap();
+    let entry = Entry::Begin { id: unknown.id, slot: unknown.slot, verb: "start".into() };
+    RunJournal::open(lab.config.run_dir.join("journal")).unwrap().append(entry).unwrap();
+    drop(service);
+    let service = lab.daemon().await;
+    assert!(service.containers().is_empty());
+    assert_eq!(lab.host.left(), Left { rootfs: 1, folders: 1, ..Left::default() });
+}
+
+#[tokio::test]
+async fn a_project_that_was_being_deleted_is_deleted_by_the_next_daemon() {
+    let (lab, service, project) = Lab::new().await;
+    service.create(project, started(true), until(Until::Started)).await.unwrap();
+    let mut half = (*service.project(project).unwrap()).clone();
+    half.deleting = true;
+    service.records().commit(Batch::default().put(&half).unwrap(), Durability::Flushed).await.unwrap();
+    drop(service);
+    let service = lab.daemon().await;
+    for _ in 0..500 {
+        if service.projects().is_empty() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    assert!(service.projects().is_empty());
+    assert_eq!(lab.host.left(), Left::default());
+}
+
+#[tokio::test]
+async fn closing_waits_for_a_create_that_nobody_waits_for() {
+    let (_lab, service, project) = Lab::new().await;
+    let made = service.create(project, started(true), until(Until::Nothing)).await.unwrap().container;
+    service.close(Duration::from_secs(5)).await;
+    assert_eq!(service.container(made.id).unwrap().status(), Status::Running);
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::Instrument;
 
 use super::error::Error;
-use super::execute::{Subject, Target, Timings};
+use super::execute::{Target, Timings};
 use super::ledger::Change;
 use super::plan::{Make, Origin, Plan, Remove};
 use super::ready::{self, Readiness};
@@ -27,6 +27,9 @@ use crate::sys::runtime::Delivery;
 pub const COMMANDS_MAX: usize = 16;
 /// How long init may take to end after SIGKILL, in milliseconds; longer only in an uninterruptible sleep.
 const KILL_WAIT_MS_MAX: u64 = 10_000;
+/// An erasure that failed is tried again so often, with a pause in between that is doubled each time, in milliseconds.
+const ERASE_TRIES_MAX: u32 = 10;
+const ERASE_PAUSE_MS_MIN: u64 = 500;
 /// SIGTERM and SIGKILL (signal(7)).
 const SIGTERM: i32 = libc::SIGTERM;
 const SIGKILL: i32 = libc::SIGKILL;
@@ -83,6 +86,8 @@ pub enum Command {
     },
     /// Remove everything; the record is marked already.
     Erase {
+        /// How often it has failed.
+        tries: u32,
         /// Who waits.
         reply: Reply<Receipt>,
     },
@@ -133,7 +138,10 @@ impl Worker {
                 tokio::select! {
                     // Cancel-safe: a command is taken from the queue only by the branch that runs.
                     command = self.commands.recv() => match command {
-                        Some(command) => self.serve(command).await,
+                        Some(command) => {
+                            self.serve(command).await;
+                            self.shared.served();
+                        }
                         None => return,
                     },
                     // Cancel-safe: waiting on a pidfd takes nothing from it.
@@ -163,7 +171,13 @@ impl Worker {
                 drop(reply.send(result));
             }
             Command::Update { patch, if_match, reply } => drop(reply.send(self.update(*patch, if_match).await)),
-            Command::Erase { reply } => drop(reply.send(self.erase().await)),
+            Command::Erase { tries, reply } => {
+                let result = self.erase().await;
+                if result.is_err() && self.is_tombstoned() {
+                    self.erase_later(tries);
+                }
+                drop(reply.send(result));
+            }
             Command::Adopt => drop(self.watch_ready()),
         }
     }
@@ -182,9 +196,8 @@ impl Worker {
 
     async fn build(&mut self, origin: Origin, start: bool) -> Result<Settled, Error> {
         let began = Instant::now();
-        let subject = self.shared.subject(self.record()?)?;
         let plan = if start { Plan::build_and_start(origin) } else { Plan::build(origin) };
-        match self.make(&subject, "create", &plan).await {
+        match self.make(self.record()?, "create", &plan).await {
             Ok((init, timings)) => {
                 let change = Change::lazy("create").since(began);
                 self.made(init, change, timings).await
@@ -198,9 +211,15 @@ impl Worker {
         }
     }
 
-    async fn make(&self, subject: &Subject, verb: &str, plan: &Plan<Make>) -> Result<(Option<Init>, Timings), Error> {
+    async fn make(
+        &self,
+        container: Arc<Container>,
+        verb: &str,
+        plan: &Plan<Make>,
+    ) -> Result<(Option<Init>, Timings), Error> {
+        let subject = self.shared.subject(container)?;
         let _permit = self.shared.start_permit().await?;
-        let outcome = self.shared.executor.make(subject, verb, plan, || self.is_tombstoned()).await?;
+        let outcome = self.shared.executor.make(&subject, verb, plan, || self.is_tombstoned()).await?;
         Ok((outcome.init, outcome.timings))
     }
 
@@ -256,8 +275,7 @@ impl Worker {
                 container.desired = Desired::Running;
             })
             .await?;
-        let subject = self.shared.subject(container)?;
-        match self.make(&subject, by, &Plan::start()).await {
+        match self.make(container, by, &Plan::start()).await {
             Ok((init, timings)) => self.made(init, Change::lazy(by).since(began), timings).await,
             Err(error) => {
                 let reason = StopReason::StartFailed { message: error.to_string() };
@@ -346,7 +364,7 @@ impl Worker {
         self.shared.executor.drivers().cgroups.freeze(self.id, frozen).await.map_err(Error::driver)?;
         let by = if frozen { "pause" } else { "resume" };
         let container = self
-            .set(Change::lazy(by).since(began), |container| {
+            .set(Change::flushed(by).since(began), |container| {
                 container.phase = if frozen { Phase::Paused { init } } else { Phase::Running { init } };
             })
             .await?;
@@ -425,12 +443,28 @@ impl Worker {
         }
         let target = Target::from(&*container);
         let erased = self.shared.executor.remove(target, "delete", &Plan::<Remove>::erase()).await?;
-        receipt.subvolumes.extend(erased.map(|id| id.0));
+        let erased = erased.map(|id| id.0).filter(|id| !receipt.subvolumes.contains(id));
+        receipt.subvolumes.extend(erased);
         self.verify(target, &mut receipt).await?;
         receipt.state = Erasure::Removed;
         self.shared.ledger.bury(self.id, &receipt).await?;
         self.shared.clean_later(receipt.clone());
         Ok(receipt)
+    }
+
+    /// What was deleted must go, whether or not somebody asks again; what is not gone after the last try is left to the next
+    /// start of the daemon.
+    fn erase_later(&self, tries: u32) {
+        if tries >= ERASE_TRIES_MAX {
+            return;
+        }
+        let (id, shared) = (self.id, self.shared.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(ERASE_PAUSE_MS_MIN << tries)).await;
+            let command = Command::Erase { tries: tries + 1, reply: oneshot::channel().0 };
+            // Refused where DELETE came again meanwhile or the daemon ends.
+            let _ = shared.send(id, command);
+        });
     }
 
     /// Looks whether what was removed is gone; the receipt says how that was seen.

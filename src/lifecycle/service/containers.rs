@@ -179,10 +179,12 @@ impl Service {
     /// # Errors
     /// No such container ever was, a stale `if_match`, it is protected, an object could not be removed.
     pub async fn delete(&self, id: ContainerId, erased: bool, if_match: Option<u64>) -> Result<Receipt, Error> {
-        let receipt = match self.ledger().tombstone(id, if_match).await {
+        // Known before anything is removed: a daemon that is killed in between must still follow the data to its end.
+        let rootfs = self.drivers().pool.id(&self.layout().pool.rootfs(id)).await.map_err(Error::driver)?;
+        let receipt = match self.ledger().tombstone(id, rootfs, if_match).await {
             Ok(receipt) => {
                 let (reply, done) = oneshot::channel();
-                self.inner.shared.send(id, Command::Erase { reply })?;
+                self.inner.shared.send(id, Command::Erase { tries: 0, reply })?;
                 match tokio::time::timeout(Duration::from_secs(REMOVED_WAIT_S_MAX), done).await {
                     Ok(done) => done.map_err(gone)??,
                     Err(_elapsed) => receipt,

@@ -78,6 +78,15 @@ impl Service {
     pub async fn recover(&self) -> Result<Report, Error> {
         let report = recover::recover(&self.inner.shared).await?;
         self.inner.ready.store(true, Ordering::Release);
+        for project in self.projects().into_iter().filter(|project| project.deleting) {
+            let service = self.clone();
+            tokio::spawn(async move {
+                if let Err(error) = service.delete_project(project.id).await {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::error!(project = %project.id, error, "its deletion cannot be finished");
+                }
+            });
+        }
         Ok(report)
     }
 
