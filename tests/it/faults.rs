@@ -34,13 +34,11 @@ use tenantry::sys::runtime::{
     Delivery, ExecOutcome, ExecRequest, HelperRuntime, Launch, Pins, Runtime, RuntimeError, become_subreaper,
 };
 
-use crate::support::container::{Folder, hierarchies, remove_group};
+use crate::support::container::{Folder, IDS, SUBNET, first_of_ids, hierarchies, remove_group};
 use crate::support::net::{NetLab, ip, nft};
 
 /// More calls than a create makes; the loops end at the first count that no call reaches.
 const CALLS_MAX: u32 = 40;
-/// Ids of one bed's containers.
-const IDS: u32 = 1 << 24;
 
 const STARTED: Await = Await { until: Until::Started, timeout: Duration::from_secs(10) };
 
@@ -178,7 +176,8 @@ impl Bed {
             run_dir: folder.path().join("run"),
             ..Config::default()
         };
-        config.users.uid_base = 100_000_000 + (number % 20) * IDS;
+        config.users.uid_base = first_of_ids();
+        config.net.subnet = SUBNET.parse().unwrap();
         for dir in [&config.data_dir, &config.run_dir] {
             use std::os::unix::fs::DirBuilderExt;
             fs::DirBuilder::new().mode(0o711).create(dir).unwrap();

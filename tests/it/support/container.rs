@@ -3,11 +3,26 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// A text that no other test of this run uses: for names of kernel objects.
 pub fn unique() -> String {
     format!("t{}", hex::encode(rand::random::<[u8; 4]>()))
+}
+
+/// Ids that belong to one instance of a test, so that its processes are known by them: as many as [`SUBNET`] has slots.
+pub const IDS: u32 = 1 << 25;
+/// A subnet of 510 slots.
+pub const SUBNET: &str = "10.201.0.0/23";
+
+/// The first of ids that no other test of this process has, above those of people, services and user namespaces of the host.
+pub fn first_of_ids() -> u32 {
+    const RANGES: u32 = 100;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // Another process's tests begin elsewhere.
+    let range = std::process::id().wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % RANGES;
+    500_000_000 + range * IDS
 }
 
 /// A temporary folder that containers' roots may pass through.

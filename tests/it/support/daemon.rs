@@ -22,7 +22,7 @@ use nix::unistd::Pid;
 use reqwest::{Method, header};
 use serde_json::{Value, json};
 
-use super::container::{Folder, hierarchies, remove_group};
+use super::container::{Folder, IDS, SUBNET, first_of_ids, hierarchies, remove_group};
 use super::net::{NetLab, ip, nft};
 
 /// Where the API listens: every daemon has a network of its own.
@@ -31,8 +31,6 @@ pub const API: &str = "http://127.0.0.1:7070";
 pub const PROXY: &str = "127.0.0.1:8080";
 /// How much slower an emulated machine is.
 const VM_FACTOR: u32 = 20;
-/// Ids that belong to one daemon of a test, so that its processes are known by them.
-const IDS: u32 = 1 << 25;
 const IDS_PER_SLOT: u32 = 1 << 16;
 /// What of the daemon's log is shown when a test failed.
 const LOG_TAIL_BYTES: usize = 24 * 1024;
@@ -227,15 +225,15 @@ impl Daemon {
     async fn start(config: &str) -> Self {
         let number: u32 = rand::random();
         let instance = format!("t{:07x}", number & 0x0fff_ffff);
-        // Above the ids of people, services and user namespaces of the host; more than any test has slots.
-        let uid_base = 500_000_000 + (number % 100) * IDS;
+        let uid_base = first_of_ids();
         let folder = Folder::new_in("/var/tmp");
         let run_dir = Path::new("/run").join(&instance);
         let tables_at = if config.starts_with('[') { 0 } else { config.find("\n[").unwrap_or(config.len()) };
         let (top, tables) = config.split_at(tables_at);
+        let net = if tables.contains("[net]") { String::new() } else { format!("[net]\nsubnet = '{SUBNET}'\n") };
         let pool = if tables.contains("[pool]") { "" } else { "[pool]\nsize = '2GiB'\n" };
         let text = format!(
-            "instance = '{instance}'\ndata_dir = '{}'\nrun_dir = '{}'\npolicies_dir = '{}'\n{top}\n[users]\nuid_base = {uid_base}\n{pool}{tables}\n",
+            "instance = '{instance}'\ndata_dir = '{}'\nrun_dir = '{}'\npolicies_dir = '{}'\n{top}\n[users]\nuid_base = {uid_base}\n{pool}{net}{tables}\n",
             folder.path().join("data").display(),
             run_dir.display(),
             folder.path().join("policies").display(),
@@ -386,13 +384,17 @@ impl Daemon {
         self.cgroup_parents().into_iter().find_map(read).map(|text| text.trim().to_owned())
     }
 
-    /// Processes under ids of this instance's containers, each with its slot.
+    /// Living processes under ids of this instance's containers, each with its slot.
     pub fn processes(&self) -> Vec<(u32, u32)> {
         let ids = self.uid_base..self.uid_base + IDS;
         let entries = fs::read_dir("/proc").unwrap().flatten();
         let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
         let slot = |pid| {
             let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+            // A dead one waits for its reaper, which after a daemon's death is not ours.
+            if status.lines().any(|line| line.starts_with("State:\tZ")) {
+                return None;
+            }
             let uid =
                 status.lines().find_map(|line| line.strip_prefix("Uid:")?.split_whitespace().next()?.parse().ok());
             uid.filter(|uid: &u32| ids.contains(uid)).map(|uid| (pid, (uid - self.uid_base) / IDS_PER_SLOT))
