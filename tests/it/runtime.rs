@@ -426,6 +426,23 @@ async fn a_helper_killed_at_any_moment_leaves_nothing_after_remove() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_helper_killed_at_work_is_noticed_at_once() {
+    let bed = Bed::new();
+    for delay_us in (0..30_000).step_by(2_300) {
+        let launch = bed.container(&SERVER);
+        let (helper, _) = go_to(&bed, &launch, Step::Prepared).await;
+        let kill = async {
+            tokio::time::sleep(Duration::from_micros(delay_us)).await;
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(helper), nix::sys::signal::Signal::SIGKILL);
+        };
+        let begun = Instant::now();
+        let (_, ()) = tokio::join!(bed.runtime.create(launch.id), kill);
+        assert!(begun.elapsed() < Duration::from_secs(10), "killed after {delay_us} us");
+        bed.end(&launch).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_removed_start_leaves_nothing() {
     let bed = Bed::new();
     for step in [Step::Prepared, Step::Created] {

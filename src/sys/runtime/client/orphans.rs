@@ -67,10 +67,24 @@ pub async fn end() {
 
 fn find() -> Vec<i32> {
     let me = std::process::id() as i32;
-    let known = register().clone().unwrap_or_default();
-    let orphan =
-        |pid: &i32| !known.contains(pid) && Stat::of(*pid).is_some_and(|stat| stat.parent == me && is_ours(&stat.comm));
-    children().into_iter().filter(orphan).collect()
+    let lost = |pid: &i32| {
+        let stat = Stat::of(*pid).filter(|stat| stat.parent == me);
+        stat.is_some_and(|stat| is_ours(&stat.comm) || (stat.is_dead() && was_a_command(*pid)))
+    };
+    // The register is asked last: a helper takes its name only after it was registered.
+    let known = |pid: &i32| register().as_ref().is_some_and(|pids| pids.contains(pid));
+    children().into_iter().filter(|pid| lost(pid) && !known(pid)).collect()
+}
+
+/// Whether it lived in a pid namespace below ours, and not as its init.
+fn was_a_command(pid: i32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    is_below(&status)
+}
+
+fn is_below(status: &str) -> bool {
+    let pids = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
+    pids.split_ascii_whitespace().nth(1).is_some_and(|inside| inside != "1")
 }
 
 fn is_ours(comm: &str) -> bool {
@@ -84,4 +98,16 @@ fn children() -> Vec<i32> {
     lists
         .flat_map(|list| list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<i32>>())
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_of_a_container_is_told_from_its_init_and_from_our_own_children() {
+        assert!(is_below("Name:\tsh\nNSpid:\t4711\t23\n"));
+        assert!(!is_below("Name:\tsh\nNSpid:\t4711\t1\n"), "an init has a waiter");
+        assert!(!is_below("Name:\tsh\nNSpid:\t4711\n"), "not in a container");
+    }
 }

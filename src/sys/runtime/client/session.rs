@@ -20,6 +20,8 @@ use crate::sys::runtime::{ExecOutcome, ExecRequest, Init, RuntimeError, process}
 
 /// What an exec may take beyond the command's own time.
 const EXEC_WAIT_MS_MORE: u64 = 20_000;
+/// How long an ended helper's words, all in the pipe by then, may take to be read.
+const LAST_WORDS_WAIT_MS_MAX: u64 = 1_000;
 
 /// A helper, and both ends of the conversation with it. Dropped, it is killed, but not waited for: what it leaves can
 /// be seen only when it is gone, so whoever ends one on purpose calls a method that waits.
@@ -27,8 +29,7 @@ const EXEC_WAIT_MS_MORE: u64 = 20_000;
 pub struct Session {
     id: ContainerId,
     child: Child,
-    stdin: Option<ChildStdin>,
-    stdout: BufReader<ChildStdout>,
+    pipes: Pipes,
     init: Option<(Init, Registered)>,
     /// Set over each question: an answer that nobody waited for would be taken for the next one's.
     asking: bool,
@@ -52,9 +53,9 @@ impl Session {
             .map_err(failed)?;
         let gone = || failed(io::ErrorKind::BrokenPipe.into());
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).ok_or_else(gone)?;
-        let (stdin, stdout) = (child.stdin.take(), child.stdout.take().ok_or_else(gone)?);
+        let pipes = Pipes { stdin: child.stdin.take(), stdout: BufReader::new(child.stdout.take().ok_or_else(gone)?) };
         let _registered = Registered::new(pid);
-        Ok(Self { id, child, stdin, stdout: BufReader::new(stdout), init: None, asking: false, _registered })
+        Ok(Self { id, child, pipes, init: None, asking: false, _registered })
     }
 
     /// Notes the init that the helper has made.
@@ -80,9 +81,10 @@ impl Session {
         }
         let conversation = async {
             // A helper that failed between two steps has said so and does not listen any more.
-            let sent = self.send(request, &[]).await;
-            receive(&mut self.stdout).await.map_err(|unheard| sent.err().unwrap_or(unheard))
+            let sent = self.pipes.send(request, &[]).await;
+            self.pipes.receive().await.map_err(|unheard| sent.err().unwrap_or(unheard))
         };
+        let conversation = while_alive(&mut self.child, conversation);
         match tokio::time::timeout(Duration::from_millis(wait_ms_max), conversation).await {
             Ok(Ok(answer)) => {
                 self.asking = false;
@@ -97,14 +99,6 @@ impl Session {
                 Err(RuntimeError::Timeout { id: self.id, step, waited_ms: wait_ms_max })
             }
         }
-    }
-
-    async fn send(&mut self, request: &impl Serialize, payload: &[u8]) -> io::Result<()> {
-        let mut line = serde_json::to_vec(request)?;
-        line.push(b'\n');
-        let stdin = self.stdin.as_mut().ok_or(io::ErrorKind::BrokenPipe)?;
-        stdin.write_all(&line).await?;
-        stdin.write_all(payload).await
     }
 
     /// The helper has said its last word: waits for its end.
@@ -150,13 +144,44 @@ fn with_status(source: io::Error, status: Option<ExitStatus>) -> io::Error {
     }
 }
 
-async fn receive<A: DeserializeOwned>(from: &mut BufReader<ChildStdout>) -> io::Result<A> {
-    let mut line = Vec::new();
-    from.take(LINE_BYTES_MAX).read_until(b'\n', &mut line).await?;
-    if line.last() != Some(&b'\n') {
-        return Err(io::ErrorKind::UnexpectedEof.into());
+/// Our ends of a helper's standard input and output.
+#[derive(Debug)]
+struct Pipes {
+    stdin: Option<ChildStdin>,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Pipes {
+    async fn send(&mut self, request: &impl Serialize, payload: &[u8]) -> io::Result<()> {
+        let mut line = serde_json::to_vec(request)?;
+        line.push(b'\n');
+        let stdin = self.stdin.as_mut().ok_or(io::ErrorKind::BrokenPipe)?;
+        stdin.write_all(&line).await?;
+        stdin.write_all(payload).await
     }
-    serde_json::from_slice(&line).map_err(io::Error::from)
+
+    async fn receive<A: DeserializeOwned>(&mut self) -> io::Result<A> {
+        let mut line = Vec::new();
+        (&mut self.stdout).take(LINE_BYTES_MAX).read_until(b'\n', &mut line).await?;
+        if line.last() != Some(&b'\n') {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        serde_json::from_slice(&line).map_err(io::Error::from)
+    }
+}
+
+/// A conversation that ends with its helper. The pipe alone does not tell: what a killed helper has forked holds its
+/// other end open.
+async fn while_alive<T>(child: &mut Child, conversation: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    tokio::pin!(conversation);
+    // Both arms may be dropped: `wait` forgets no status, and the conversation goes on in the second.
+    tokio::select! {
+        answer = &mut conversation => answer,
+        _ = child.wait() => {
+            let last_words = tokio::time::timeout(Duration::from_millis(LAST_WORDS_WAIT_MS_MAX), conversation);
+            last_words.await.unwrap_or_else(|_| Err(io::ErrorKind::UnexpectedEof.into()))
+        }
+    }
 }
 
 /// Runs one command in one helper. Should the caller go away, the command is ended and its helper waited for all the
@@ -195,8 +220,10 @@ async fn attend(
     let id = command.id;
     let wait_ms_max = command.timeout_ms.saturating_add(EXEC_WAIT_MS_MORE);
     // Both arms may be dropped at any point: what follows either of them ends the helper.
+    let Session { child, pipes, init, .. } = &mut session;
+    let conversation = while_alive(child, converse(pipes, init, &command, &stdin));
     let answer = tokio::select! {
-        answer = tokio::time::timeout(Duration::from_millis(wait_ms_max), converse(&mut session, &command, &stdin)) => answer,
+        answer = tokio::time::timeout(Duration::from_millis(wait_ms_max), conversation) => answer,
         _ = caller_gone => {
             session.hang_up().await;
             return Err(RuntimeError::Helper { action: "wait for", id, source: io::ErrorKind::Interrupted.into() });
@@ -219,15 +246,17 @@ async fn attend(
 }
 
 async fn converse(
-    session: &mut Session,
+    pipes: &mut Pipes,
+    running: &mut Option<(Init, Registered)>,
     command: &ExecCommand,
     stdin: &[u8],
 ) -> io::Result<Result<ExecOutcome, Failure>> {
-    session.send(command, stdin).await?;
-    let mut report = receive(&mut session.stdout).await?;
+    // A helper that failed at once may not have read all of it.
+    let sent = pipes.send(command, stdin).await;
+    let mut report = pipes.receive().await.map_err(|unheard| sent.err().unwrap_or(unheard))?;
     if let ExecReport::Running(process) = report {
-        session.set_init(process);
-        report = receive(&mut session.stdout).await?;
+        *running = Some((process, Registered::new(process.pid)));
+        report = pipes.receive().await?;
     }
     let (exit, timed_out, truncated, lengths) = match report {
         ExecReport::Ended { exit, timed_out, stdout_bytes, stderr_bytes, truncated } => {
@@ -239,7 +268,7 @@ async fn converse(
     let mut streams = [Vec::new(), Vec::new()];
     for (stream, length) in streams.iter_mut().zip(lengths) {
         let length = length.min(command.output_bytes_max);
-        (&mut session.stdout).take(length).read_to_end(stream).await?;
+        (&mut pipes.stdout).take(length).read_to_end(stream).await?;
     }
     let [stdout, stderr] = streams;
     Ok(Ok(ExecOutcome { exit, timed_out, stdout, stderr, truncated }))
@@ -248,7 +277,7 @@ async fn converse(
 impl Session {
     /// Lets an exec's helper end its command by itself; kills both if it does not.
     async fn hang_up(mut self) {
-        self.stdin = None;
+        self.pipes.stdin = None;
         let ended = tokio::time::timeout(Duration::from_millis(EXIT_WAIT_MS_MAX), self.child.wait()).await;
         if ended.is_err() {
             self.give_up().await;
