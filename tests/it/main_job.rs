@@ -482,5 +482,6 @@ fn fifty_containers_are_made_copied_stopped_started_and_deleted_eight_at_a_time(
         erase(client, &template).await;
         daemon.settles_to(&before);
         assert_eq!(client.containers_total().await, 0);
+        assert_eq!(client.get("/leaks").await.data(200)["leaks"], json!([]));
     });
 }
