@@ -213,6 +213,8 @@ fn an_answer_holds_though_the_daemon_is_killed_the_moment_after() {
             crash(daemon).await;
             let container = client.container(&one).await;
             assert_eq!(container["status"], status, "after {name}: {container}");
+            let desired = if name == "stop" { "stopped" } else { "running" };
+            assert_eq!(container["desired"], desired, "after {name}: {container}");
         }
         wait_ready(&client, &client.container(&one).await).await;
         let changes = json!({ "environment_vars": { "PLAN": "pro" }, "comment": "kept" });
