@@ -173,6 +173,9 @@ impl Service {
 }
 
 fn refused(error: ImageError) -> Error {
+    if matches!(error, ImageError::Full { .. }) {
+        return Error::PoolFull { available: Bytes(0) };
+    }
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(&error);
     while let Some(source) = cause {

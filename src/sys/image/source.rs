@@ -70,6 +70,9 @@ impl Read for Stretch<'_> {
     }
 }
 
+/// What was handed in, in errors: where the daemon put an upload is nothing for its sender.
+const ARCHIVE: &str = "the archive";
+
 /// Looks at what was handed in. `tell` gets the bytes read so far and of how many.
 pub fn open(path: &Path, limits: &ImageLimits, tell: &mut dyn FnMut(u64, u64)) -> Result<Source, ImageError> {
     let opening = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path);
@@ -89,13 +92,10 @@ pub fn open(path: &Path, limits: &ImageLimits, tell: &mut dyn FnMut(u64, u64)) -
     let read = file.read_at(&mut first, 0).map_err(|e| io_error("read", path, e))?;
     let packing = Packing::of(&first[..read]);
     if let Packing::Other(name) = packing {
-        return Err(ImageError::Unsupported(format!(
-            "{} is packed with {name}: gzip and zstd are read",
-            path.display()
-        )));
+        return Err(ImageError::Unsupported(format!("{ARCHIVE} is packed with {name}: gzip and zstd are read")));
     }
     let length = meta.len();
-    let members = scan(&file, packing, path, limits, &mut |read| tell(read, length))?;
+    let members = scan(&file, packing, limits, &mut |read| tell(read, length))?;
     let has = |name: &str| matches!(members.get(name), Some(Place::Data { .. }));
     let (is_layout, is_docker) = (has("oci-layout") && has("index.json"), has("manifest.json"));
     if !is_layout && !is_docker {
@@ -166,19 +166,25 @@ pub fn digest_of(bytes: &[u8]) -> String {
 fn scan(
     file: &File,
     packing: Packing,
-    path: &Path,
     limits: &ImageLimits,
     tell: &mut dyn FnMut(u64),
 ) -> Result<HashMap<String, Place>, ImageError> {
     let mut members = HashMap::new();
     let told = Told { inner: Stretch::whole(file), tell, read: 0 };
-    let stream = packing.unpack(told).map_err(|e| io_error("unpack", path, e))?;
+    let stream = packing.unpack(told).map_err(|e| io_error("unpack", Path::new(ARCHIVE), e))?;
     let mut tar = TarReader::new(stream);
     let (mut bytes, mut entries) = (0u64, 0u64);
     let mut last = Vec::new();
-    let blob = || path.display().to_string();
     loop {
-        let next = tar.next().map_err(|source| ImageError::Damaged { blob: blob(), member: shown(&last), source })?;
+        let next = match tar.next() {
+            Err(_) if entries == 0 => {
+                let text = format!("{ARCHIVE} is no tar, nor one packed with gzip or zstd");
+                return Err(ImageError::Unsupported(text));
+            }
+            next => {
+                next.map_err(|source| ImageError::Damaged { blob: ARCHIVE.to_owned(), member: shown(&last), source })?
+            }
+        };
         let Some(member) = next else { return Ok(members) };
         (bytes, entries) = (bytes.saturating_add(member.stored), entries + 1);
         let over = |what, max| ImageError::TooLarge { what, member: shown(&member.path), max };
@@ -236,7 +242,7 @@ fn unpacked(file: &File, packing: Packing, path: &Path, limits: &ImageLimits) ->
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let making = OpenOptions::new().read(true).write(true).mode(0o600).custom_flags(libc::O_TMPFILE).open(folder);
     let mut whole = making.map_err(|e| io_error("make a temporary file in", folder, e))?;
-    let copy_error = |e| io_error("unpack", path, e);
+    let copy_error = |e| io_error("unpack", Path::new(ARCHIVE), e);
     let stream = packing.unpack(Stretch::whole(file)).map_err(copy_error)?;
     // Scanned before, so this bound cuts nothing off but what lies behind the archive's end.
     io::copy(&mut stream.take(limits.stream().saturating_mul(2)), &mut whole).map_err(copy_error)?;
