@@ -88,6 +88,11 @@ impl Caller {
         self.0.id
     }
 
+    /// Whether the token would still be admitted: for an answer that goes on and on.
+    pub fn is_still_known(&self, service: &Service) -> bool {
+        service.knows(&self.0)
+    }
+
     fn may_write(&self) -> bool {
         self.0.permissions == Permissions::FullAccess
     }

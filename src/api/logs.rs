@@ -9,6 +9,7 @@ use super::auth::Caller;
 use super::envelope::{Answer, Success};
 use super::error::{ApiError, ErrorBody};
 use super::extract::{FromQuery, Pairs, Path, Query, wrong};
+use super::follow::follow;
 use super::page::Page;
 use super::wire::container::{StatusLogList, StatusLogView};
 use crate::domain::{Bytes, ContainerId};
@@ -24,23 +25,22 @@ const TAIL_LINES_MAX: u64 = 100_000;
 #[derive(Debug)]
 pub struct LogsQuery {
     tail: usize,
+    follow: bool,
 }
 
 impl FromQuery for LogsQuery {
     fn from_query(pairs: &mut Pairs) -> Result<Self, ApiError> {
-        if pairs.flag("follow")?.unwrap_or(false) {
-            return Err(wrong("follow", "following is not supported yet; ask for the tail again"));
-        }
+        let follow = pairs.flag("follow")?.unwrap_or(false);
         if pairs.one("since")?.is_some() {
-            return Err(wrong("since", "lines bear no time, so that they cannot be chosen by it yet; use tail"));
+            return Err(wrong("since", "lines bear no time, so that they cannot be chosen by it; use tail"));
         }
         let tail = pairs.number("tail", 0, TAIL_LINES_MAX)?.unwrap_or(TAIL_LINES_DEFAULT);
-        Ok(Self { tail: usize::try_from(tail).unwrap_or(usize::MAX) })
+        Ok(Self { tail: usize::try_from(tail).unwrap_or(usize::MAX), follow })
     }
 }
 
 /// The last lines of a text; a line end at the very end ends the last line and begins none.
-fn last_lines(text: &[u8], lines: usize) -> &[u8] {
+pub(super) fn last_lines(text: &[u8], lines: usize) -> &[u8] {
     if lines == 0 {
         return &[];
     }
@@ -53,9 +53,14 @@ fn last_lines(text: &[u8], lines: usize) -> &[u8] {
 }
 
 /// The end of a container's log
+///
+/// With `follow=true` the answer is `text/event-stream` and goes on: the data of its events, one after the other, is the log's
+/// text from the last `tail` lines on. The last event, `end`, says why it ends: `container_deleted`, `token_refused`,
+/// `shutting_down` or `log_unreadable`. There is no choosing by time: `since` is refused, as lines bear no time.
 #[utoipa::path(get, path = "/api/v1/containers/{id}/logs", tag = "containers", operation_id = "container_logs",
     params(("id" = String, Path, description = "The container's id"),
-           ("tail" = Option<u64>, Query, description = "Lines, 0–100000 (1000); never more than 1 MiB")),
+           ("tail" = Option<u64>, Query, description = "Lines, 0–100000 (1000); never more than 1 MiB"),
+           ("follow" = Option<bool>, Query, description = "Go on with what is written from now on (false)")),
     responses((status = 200, description = "Standard output and error, as they came", content_type = "text/plain", body = String),
               (status = "default", description = "Refused", body = ErrorBody)))]
 pub async fn logs(
@@ -65,6 +70,9 @@ pub async fn logs(
     Query(query): Query<LogsQuery>,
 ) -> Result<Response, ApiError> {
     caller.container(&api.service, id)?;
+    if query.follow {
+        return follow(&api, caller, id, query.tail, LOG_MAX).await;
+    }
     let text = api.service.log_tail(id, LOG_MAX).await?;
     let plain = HeaderValue::from_static("text/plain; charset=utf-8");
     // A tenant wrote it: no browser shall take it for a page.
@@ -121,13 +129,13 @@ mod tests {
     }
 
     #[test]
-    fn what_a_log_cannot_do_yet_is_said_by_name() {
+    fn what_a_log_cannot_do_is_said_by_name() {
         let read = |query: &str| from_query::<LogsQuery>(&format!("/x?{query}").parse().unwrap());
         assert_eq!(read("tail=5").unwrap().tail, 5);
-        for (bad, name) in [("follow=true", "follow"), ("since=1h", "since"), ("tail=x", "tail"), ("lines=5", "lines")]
+        for (bad, name) in [("follow=maybe", "follow"), ("since=1h", "since"), ("tail=x", "tail"), ("lines=5", "lines")]
         {
             assert_eq!(read(bad).unwrap_err().field(), Some(name), "{bad}");
         }
-        assert!(read("follow=false").is_ok());
+        assert!(read("follow=true").unwrap().follow && !read("").unwrap().follow);
     }
 }

@@ -17,6 +17,7 @@ mod envelope;
 mod error;
 mod exec;
 mod extract;
+mod follow;
 mod health;
 mod idempotency;
 mod images;
@@ -36,6 +37,7 @@ pub mod wire;
 use std::sync::Arc;
 
 use axum::Router;
+use tokio_util::sync::CancellationToken;
 
 use crate::lifecycle::Service;
 
@@ -48,9 +50,10 @@ pub const BASE: &str = "/api/v1";
 pub struct Api {
     service: Service,
     keys: Arc<idempotency::Keys>,
+    followers: follow::Followers,
 }
 
-/// The whole API over a service.
-pub fn router(service: Service) -> Router {
-    routes::build(Api { service, keys: Arc::default() })
+/// The whole API over a service; answers that would not end by themselves do so at `shutdown`.
+pub fn router(service: Service, shutdown: CancellationToken) -> Router {
+    routes::build(Api { service, keys: Arc::default(), followers: follow::Followers::new(shutdown) })
 }

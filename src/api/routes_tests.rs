@@ -5,16 +5,18 @@ use axum::body::Body;
 use axum::http::Request;
 use axum::response::Response;
 use serde_json::Value;
+use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use super::*;
+use crate::api::follow::Followers;
 use crate::api::openapi::document_for_tests;
 use crate::lifecycle::tests::Lab;
 
 /// Over a machine in memory.
 async fn api() -> (Lab, Api) {
     let (lab, service, _) = Lab::new().await;
-    (lab, Api { service, keys: Arc::default() })
+    (lab, Api { service, keys: Arc::default(), followers: Followers::new(CancellationToken::new()) })
 }
 
 async fn send(method: &str, path: &str, headers: &[(&str, &str)]) -> Response {
@@ -113,7 +115,7 @@ async fn the_open_routes_need_no_token() {
 async fn a_refused_upload_gets_its_answer_and_a_shutdown_ends_the_server() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/api/v1/images?name=x", listener.local_addr().unwrap());
-    let stop = tokio_util::sync::CancellationToken::new();
+    let stop = CancellationToken::new();
     let (_lab, api) = api().await;
     let server = tokio::spawn(crate::api::serve(listener, build(api), stop.clone()));
     let client = reqwest::Client::builder().no_proxy().build().unwrap();

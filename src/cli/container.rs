@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand, ValueEnum};
+use futures_util::StreamExt;
 use reqwest::Method;
 use serde_json::{Map, Value, json};
 
+use super::events::Events;
 use super::failure::Failure;
-use super::output::{bytes, cell, line, note, write};
+use super::output::{bytes, cell, line, note, write, write_on};
 use super::receipt::segment;
 use super::settings::{SettingsArgs, given};
 use super::{Context, receipt, resolve};
@@ -86,13 +88,18 @@ pub enum Command {
     )]
     Exec(ExecArgs),
     /// Print the end of a container's log
-    #[command(after_help = "Example:\n  tenantry container logs acme --tail 50")]
+    #[command(
+        after_help = "Examples:\n  tenantry container logs acme --tail 50\n  tenantry container logs acme --follow"
+    )]
     Logs {
         #[command(flatten)]
         one: One,
         /// Lines
         #[arg(short = 'n', long, default_value_t = 100)]
         tail: u64,
+        /// Go on with what is written from now on, until the container is deleted
+        #[arg(short, long)]
+        follow: bool,
     },
     /// Show what a container uses now
     #[command(after_help = "Example:\n  tenantry container stats acme")]
@@ -366,7 +373,8 @@ pub async fn run(command: Command, context: &Context) -> anyhow::Result<ExitCode
         Command::Delete(args) => delete(context, args).await?,
         Command::Env(command) => env(context, command).await?,
         Command::Exec(args) => return exec(context, args).await,
-        Command::Logs { one, tail } => logs(context, &one, tail).await?,
+        Command::Logs { one, tail, follow: false } => logs(context, &one, tail).await?,
+        Command::Logs { one, tail, follow: true } => follow(context, &one, tail).await?,
         Command::Stats(one) => stats(context, &one).await?,
     }
     Ok(ExitCode::SUCCESS)
@@ -586,6 +594,30 @@ async fn logs(context: &Context, one: &One, tail: u64) -> anyhow::Result<()> {
     let request = context.client.request(Method::GET, &path).query(&[("tail", tail)]);
     let text = context.client.send_raw(request).await?.bytes().await.context("the log broke off")?;
     write(&text)
+}
+
+/// Prints the log as it is written; ends well when the container is deleted.
+async fn follow(context: &Context, one: &One, tail: u64) -> anyhow::Result<()> {
+    let path = format!("{}/logs", path(context, one).await?);
+    let query = [("tail", tail.to_string()), ("follow", "true".to_owned())];
+    let response = context.client.send_raw(context.client.request(Method::GET, &path).query(&query)).await?;
+    let mut chunks = response.bytes_stream();
+    let mut events = Events::default();
+    while let Some(chunk) = chunks.next().await {
+        events.push(&chunk.context("the log broke off")?);
+        while let Some((kind, data)) = events.next()? {
+            match (kind.as_str(), data.as_str()) {
+                ("end", "container_deleted") => {
+                    note("note: the container was deleted");
+                    return Ok(());
+                }
+                ("end", why) => anyhow::bail!("the log is not followed any longer: {why}"),
+                ("", text) if !write_on(text.as_bytes())? => return Ok(()),
+                _ => {}
+            }
+        }
+    }
+    anyhow::bail!("the log broke off")
 }
 
 async fn stats(context: &Context, one: &One) -> anyhow::Result<()> {

@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use tokio_util::io::ReaderStream;
 
 use super::client::refusal;
+use super::events::Events;
 use super::failure::Failure;
 use super::output::{bytes, cell, time};
 use super::{Context, resolve};
@@ -22,8 +23,6 @@ use super::{Context, resolve};
 const CHUNK_BYTES: usize = 256 << 10;
 /// Chunks of a folder's archive that wait to be sent.
 const CHUNKS_WAITING_MAX: usize = 4;
-/// Bytes of one event of the import's progress, at most.
-const EVENT_BYTES_MAX: usize = 4 << 20;
 
 /// Images.
 #[derive(Debug, Subcommand)]
@@ -177,7 +176,7 @@ async fn follow(response: Response, bar: &ProgressBar) -> anyhow::Result<Value> 
     let mut chunks = response.bytes_stream();
     let mut events = Events::default();
     while let Some(chunk) = chunks.next().await {
-        events.0.extend_from_slice(&chunk.context("the progress of the import broke off")?);
+        events.push(&chunk.context("the progress of the import broke off")?);
         while let Some((kind, data)) = events.next()? {
             match kind.as_str() {
                 "done" => {
@@ -199,30 +198,6 @@ fn show(bar: &ProgressBar, progress: &Value) {
         bar.set_length(total);
     }
     bar.set_position(progress["done"].as_u64().unwrap_or(0));
-}
-
-/// Bytes of an event stream that are not read yet.
-#[derive(Debug, Default)]
-struct Events(Vec<u8>);
-
-impl Events {
-    /// The next whole event: its kind and its data.
-    fn next(&mut self) -> anyhow::Result<Option<(String, String)>> {
-        let Some(end) = self.0.windows(2).position(|pair| pair == b"\n\n") else {
-            anyhow::ensure!(
-                self.0.len() <= EVENT_BYTES_MAX,
-                "an event of the import is longer than {EVENT_BYTES_MAX} bytes"
-            );
-            return Ok(None);
-        };
-        let rest = self.0.split_off(end + 2);
-        let text = String::from_utf8_lossy(&std::mem::replace(&mut self.0, rest)).into_owned();
-        let field = |name: &str| {
-            let values = text.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-            values.map(|value| value.strip_prefix(' ').unwrap_or(value)).collect::<Vec<_>>().join("\n")
-        };
-        Ok(Some((field("event"), field("data"))))
-    }
 }
 
 #[cfg(test)]
@@ -271,18 +246,5 @@ mod tests {
     async fn a_folder_that_cannot_be_read_breaks_the_upload_off() {
         let chunks: Vec<_> = archive("/nonexistent/folder".into()).collect().await;
         assert!(chunks.last().unwrap().is_err());
-    }
-
-    #[test]
-    fn events_are_read_as_they_come_in() {
-        let mut events = Events::default();
-        events.0.extend_from_slice(b"event: progress\ndata: {\"done\":1}");
-        assert_eq!(events.next().unwrap(), None);
-        events.0.extend_from_slice(b"\n\n: keep-alive\n\nevent: done\ndata: {}\n\n");
-        assert_eq!(events.next().unwrap(), Some(("progress".into(), "{\"done\":1}".into())));
-        assert_eq!(events.next().unwrap(), Some((String::new(), String::new())));
-        assert_eq!(events.next().unwrap(), Some(("done".into(), "{}".into())));
-        events.0.resize(EVENT_BYTES_MAX + 1, b'x');
-        assert!(events.next().is_err());
     }
 }

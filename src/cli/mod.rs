@@ -8,6 +8,7 @@ mod client;
 mod configuration;
 mod container;
 mod doctor;
+mod events;
 mod failure;
 mod image;
 mod output;

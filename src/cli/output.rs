@@ -29,10 +29,19 @@ pub struct Output {
 /// # Errors
 /// Any other failure to write.
 pub fn write(bytes: &[u8]) -> anyhow::Result<()> {
+    write_on(bytes).map(drop)
+}
+
+/// The same; says whether anybody reads on.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_on(bytes: &[u8]) -> anyhow::Result<bool> {
     let mut out = std::io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -175,7 +175,8 @@ impl Daemon {
         let proxying = tokio::spawn(proxy.serve(listener, shutdown.clone()));
         let trimming = tokio::spawn(trim_logs(service.clone(), shutdown.clone()));
         tracing::info!(api = %config.api.listen, proxy = %config.proxy.listen, "serving");
-        crate::api::serve(api, crate::api::router(service.clone()), shutdown).await;
+        let router = crate::api::router(service.clone(), shutdown.clone());
+        crate::api::serve(api, router, shutdown).await;
         service.close(Duration::from_secs(CLOSE_S_MAX)).await;
         let _ended = tokio::join!(proxying, trimming);
         let left = service.leave_host().await;

@@ -24,7 +24,7 @@ const CALLS_MAX: u32 = 40;
 
 /// A machine in memory, and a disk for the records.
 pub struct Lab {
-    host: Arc<FakeHost>,
+    pub(crate) host: Arc<FakeHost>,
     faults: Arc<Faults>,
     store: Arc<dyn Store>,
     config: Config,
@@ -70,7 +70,7 @@ impl Lab {
 
     /// A daemon on this machine, as after a crash of the one before: only the disk, the run folder and the kernel are the
     /// same.
-    async fn daemon(&self) -> Service {
+    pub(crate) async fn daemon(&self) -> Service {
         let drivers = Drivers {
             pool: Faulty::wrap(self.host.clone() as Arc<dyn crate::sys::btrfs::Pool>, &self.faults),
             folders: Faulty::wrap(self.host.clone() as Arc<dyn crate::sys::folders::Folders>, &self.faults),

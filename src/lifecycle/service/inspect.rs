@@ -11,6 +11,7 @@ use super::Service;
 use crate::domain::container::Transition;
 use crate::domain::{Bytes, ContainerId, Phase};
 use crate::sys::btrfs::PoolError;
+use crate::sys::folders::LogPart;
 use crate::sys::runtime::{ExecOutcome, ExecRequest};
 
 /// A sample that is older says nothing of now, in seconds.
@@ -79,6 +80,15 @@ impl Service {
     pub async fn log_tail(&self, id: ContainerId, max: Bytes) -> Result<Vec<u8>, Error> {
         self.container(id)?;
         self.drivers().folders.log_tail(id, max).await.map_err(Error::driver)
+    }
+
+    /// What was written to the log after a place, at most `max`; places are counted from the log's first byte ever.
+    ///
+    /// # Errors
+    /// No such container, or the log cannot be read.
+    pub async fn log_after(&self, id: ContainerId, position: u64, max: Bytes) -> Result<LogPart, Error> {
+        self.container(id)?;
+        self.drivers().folders.log_after(id, position, max).await.map_err(Error::driver)
     }
 
     /// Objects of this instance that nobody owns: a fault of ours, or what a crash left since the start.

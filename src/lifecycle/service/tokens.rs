@@ -64,6 +64,12 @@ impl Service {
         }
     }
 
+    /// Whether a token that was admitted would be admitted again.
+    pub fn knows(&self, token: &Token) -> bool {
+        let in_time = token.expires_at.is_none_or(|end| end > Timestamp::now());
+        in_time && self.ledger().tokens().get(&token.id).is_some()
+    }
+
     /// Sees to it that the admin token's file holds a secret that is known; a lost file gets a new one.
     ///
     /// # Errors

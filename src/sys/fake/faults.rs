@@ -10,7 +10,7 @@ use crate::domain::policy::Policy;
 use crate::domain::{Bytes, ContainerId, Exit, Init, Limits, Slot};
 use crate::sys::btrfs::{Access, Pool, PoolError, PoolSpace, QuotaUsage, SubvolumeId};
 use crate::sys::cgroup::{CgroupError, Cgroups, Usage, Version};
-use crate::sys::folders::{FolderError, Folders, Identity};
+use crate::sys::folders::{FolderError, Folders, Identity, LogPart};
 use crate::sys::netlink::{LinkError, LinkUsage, Links};
 use crate::sys::nft::{Firewall, FirewallError};
 use crate::sys::oci::BundleSpec;
@@ -130,6 +130,9 @@ impl Folders for Faulty<dyn Folders> {
     }
     async fn log_tail(&self, id: ContainerId, max: Bytes) -> Result<Vec<u8>, FolderError> {
         self.inner.log_tail(id, max).await
+    }
+    async fn log_after(&self, id: ContainerId, position: u64, max: Bytes) -> Result<LogPart, FolderError> {
+        self.inner.log_after(id, position, max).await
     }
     async fn trim_log(&self, id: ContainerId) -> Result<(), FolderError> {
         self.inner.trim_log(id).await

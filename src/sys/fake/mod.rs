@@ -18,7 +18,7 @@ use crate::domain::policy::Policy;
 use crate::domain::{Bytes, ContainerId, Exit, Init, Limits, Slot};
 use crate::sys::btrfs::{Access, Pool, PoolError, PoolSpace, QuotaUsage, SubvolumeId};
 use crate::sys::cgroup::{CgroupError, Cgroups, Usage, Version};
-use crate::sys::folders::{FolderError, Folders, Identity};
+use crate::sys::folders::{FolderError, Folders, Identity, LogPart};
 use crate::sys::netlink::{LinkError, LinkUsage, Links};
 use crate::sys::nft::{Firewall, FirewallError};
 use crate::sys::oci::BundleSpec;
@@ -36,6 +36,7 @@ struct State {
     next: u64,
     folders: BTreeMap<ContainerId, bool>,
     bundles: BTreeSet<ContainerId>,
+    logs: BTreeMap<ContainerId, Vec<u8>>,
     cgroups: BTreeMap<ContainerId, Limits>,
     links: BTreeMap<Slot, bool>,
     chains: BTreeSet<Slot>,
@@ -93,6 +94,11 @@ impl FakeHost {
         state.next += 1;
         let id = SubvolumeId(state.next);
         state.subvolumes.insert(path.to_owned(), (id, None));
+    }
+
+    /// Writes to a container's log, as its init would.
+    pub fn write_log(&self, id: ContainerId, text: &[u8]) {
+        self.state().logs.entry(id).or_default().extend_from_slice(text);
     }
 
     /// Ends a container's init, as if it had exited by itself.
@@ -191,8 +197,16 @@ impl Folders for FakeHost {
         Ok(())
     }
 
-    async fn log_tail(&self, _id: ContainerId, _max: Bytes) -> Result<Vec<u8>, FolderError> {
-        Ok(Vec::new())
+    async fn log_tail(&self, id: ContainerId, max: Bytes) -> Result<Vec<u8>, FolderError> {
+        let log = self.state().logs.get(&id).cloned().unwrap_or_default();
+        Ok(log[log.len().saturating_sub(max.0 as usize)..].to_vec())
+    }
+
+    async fn log_after(&self, id: ContainerId, position: u64, max: Bytes) -> Result<LogPart, FolderError> {
+        let log = self.state().logs.get(&id).cloned().unwrap_or_default();
+        let start = usize::try_from(position).unwrap_or(usize::MAX).min(log.len());
+        let text = log[start..].iter().copied().take(max.0 as usize).collect();
+        Ok(LogPart { start: start as u64, text, end: log.len() as u64 })
     }
 
     async fn trim_log(&self, _id: ContainerId) -> Result<(), FolderError> {
@@ -203,6 +217,7 @@ impl Folders for FakeHost {
         let mut state = self.state();
         state.folders.remove(&id);
         state.bundles.remove(&id);
+        state.logs.remove(&id);
         Ok(())
     }
 

@@ -1,21 +1,16 @@
 //! The folders on the disk.
 
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::{FolderError, Folders, Identity, Layout};
+use super::{FolderError, Folders, Identity, Layout, LogPart, log};
 use crate::domain::{Bytes, ContainerId};
 use crate::sys::image::{reset_identity, write_inside};
 use crate::sys::oci::{self, BundleSpec};
-
-/// A console log is cut when it is longer than this.
-pub const LOG_BYTES_MAX: Bytes = Bytes::mib(4);
-/// What of it is kept, in the file beside it.
-const LOG_BYTES_KEPT: Bytes = Bytes::mib(2);
 
 /// The folders of one instance.
 #[derive(Debug, Clone)]
@@ -60,8 +55,9 @@ fn make_private(path: &Path) -> io::Result<()> {
 }
 
 /// Whole or not at all; only root may read it.
-fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let fresh = path.with_extension("new");
+pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut fresh = path.as_os_str().to_owned();
+    fresh.push(".new");
     let mut file = std::fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&fresh)?;
     file.write_all(bytes)?;
     std::fs::rename(&fresh, path)
@@ -72,33 +68,6 @@ fn gone_is_fine(result: io::Result<()>) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result,
     }
-}
-
-/// The last `max` bytes of a file; none where there is no file.
-fn tail(path: &Path, max: u64) -> io::Result<Vec<u8>> {
-    let mut file = match std::fs::File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
-    let length = file.seek(SeekFrom::End(0))?;
-    file.seek(SeekFrom::Start(length.saturating_sub(max)))?;
-    let mut bytes = Vec::new();
-    file.take(max).read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
-
-/// The log stays the same file: init holds it open for appending. What is written between the copy and the cut is lost,
-/// which is what a bound on a log costs.
-fn trim(layout: &Layout, id: ContainerId) -> io::Result<()> {
-    let log = layout.log(id);
-    match std::fs::metadata(&log) {
-        Ok(found) if found.len() > LOG_BYTES_MAX.0 => {}
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => return Ok(()),
-    }
-    write_whole(&layout.old_log(id), &tail(&log, LOG_BYTES_KEPT.0)?)?;
-    std::fs::OpenOptions::new().write(true).open(&log)?.set_len(0)
 }
 
 fn personalise(rootfs: &Path, identity: &Identity) -> Result<(), FolderError> {
@@ -156,23 +125,16 @@ impl Folders for DiskFolders {
     }
 
     async fn log_tail(&self, id: ContainerId, max: Bytes) -> Result<Vec<u8>, FolderError> {
-        self.blocking(move |layout| {
-            let log = layout.log(id);
-            let mut end = tail(&log, max.0).map_err(failed("read", &log))?;
-            let missing = max.0.saturating_sub(end.len() as u64);
-            if missing > 0 {
-                let old = layout.old_log(id);
-                let mut before = tail(&old, missing).map_err(failed("read", &old))?;
-                before.append(&mut end);
-                end = before;
-            }
-            Ok(end)
-        })
-        .await
+        self.blocking(move |layout| log::tail(layout, id, max).map_err(failed("read", &layout.log(id)))).await
+    }
+
+    async fn log_after(&self, id: ContainerId, position: u64, max: Bytes) -> Result<LogPart, FolderError> {
+        self.blocking(move |layout| log::after(layout, id, position, max).map_err(failed("read", &layout.log(id))))
+            .await
     }
 
     async fn trim_log(&self, id: ContainerId) -> Result<(), FolderError> {
-        self.blocking(move |layout| trim(layout, id).map_err(failed("cut", &layout.log(id)))).await
+        self.blocking(move |layout| log::trim(layout, id).map_err(failed("cut", &layout.log(id)))).await
     }
 
     async fn remove(&self, id: ContainerId) -> Result<(), FolderError> {

@@ -25,6 +25,11 @@ impl Layout {
         self.pool.logs(id).join("console.log.1")
     }
 
+    /// How much was cut off the log so far.
+    pub fn log_base(&self, id: ContainerId) -> PathBuf {
+        self.pool.logs(id).join("console.log.base")
+    }
+
     /// Holds a folder for each container's OCI bundle.
     pub fn bundles(&self) -> PathBuf {
         self.data.join("bundles")

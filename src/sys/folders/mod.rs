@@ -6,6 +6,7 @@
 
 mod disk;
 mod layout;
+mod log;
 
 use std::path::PathBuf;
 
@@ -13,8 +14,9 @@ use async_trait::async_trait;
 
 use crate::domain::{Bytes, ContainerId};
 
-pub use disk::{DiskFolders, LOG_BYTES_MAX};
+pub use disk::DiskFolders;
 pub use layout::Layout;
+pub use log::LOG_BYTES_MAX;
 
 /// What makes a copy its own: written into a rootfs before its first start.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +25,17 @@ pub struct Identity {
     pub hostname: String,
     /// Put into root's `authorized_keys`.
     pub ssh_public_key: Option<String>,
+}
+
+/// A part of a log. Places are counted from the first byte that was ever written to it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LogPart {
+    /// Where the text begins.
+    pub start: u64,
+    /// The text.
+    pub text: Vec<u8>,
+    /// Where the log ends now.
+    pub end: u64,
 }
 
 /// A file operation that failed.
@@ -63,6 +76,9 @@ pub trait Folders: Send + Sync + std::fmt::Debug {
     async fn write_bundle(&self, id: ContainerId, spec: &crate::sys::oci::BundleSpec<'_>) -> Result<(), FolderError>;
     /// The end of the container's log, at most `max`.
     async fn log_tail(&self, id: ContainerId, max: Bytes) -> Result<Vec<u8>, FolderError>;
+    /// What was written to the log after a place, at most `max`: empty where that is all, and beginning later where what
+    /// followed was cut off and is not kept.
+    async fn log_after(&self, id: ContainerId, position: u64, max: Bytes) -> Result<LogPart, FolderError>;
     /// Cuts a log that has grown beyond its bound.
     async fn trim_log(&self, id: ContainerId) -> Result<(), FolderError>;
     /// Removes manifest, logs, bundle and folders; the subvolumes must be gone. Idempotent.
