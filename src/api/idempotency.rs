@@ -356,7 +356,14 @@ mod tests {
     use crate::store::sled::SledStore;
 
     async fn records(folder: &std::path::Path) -> Records {
-        Records::open(Arc::new(Arc::new(SledStore::open(folder).unwrap()))).await.unwrap()
+        // The one before lets go of its lock when its last thread has ended, a moment after it was dropped.
+        for _ in 0..500 {
+            match SledStore::open(folder) {
+                Ok(store) => return Records::open(Arc::new(Arc::new(store))).await.unwrap(),
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+        panic!("{} stays locked", folder.display());
     }
 
     fn kept(hash: &str, container: Option<ContainerId>, expires_in_s: i64) -> Kept {

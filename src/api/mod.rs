@@ -57,3 +57,6 @@ pub struct Api {
 pub fn router(service: Service, shutdown: CancellationToken) -> Router {
     routes::build(Api { service, keys: Arc::default(), followers: follow::Followers::new(shutdown) })
 }
+
+#[cfg(test)]
+mod tests;
