@@ -16,8 +16,6 @@ use tenantry::sys::cgroup::{Layout, Version};
 
 use crate::client::Client;
 
-/// The daemon under measure.
-pub const TENANTRY: &str = env!("CARGO_BIN_EXE_tenantry");
 /// How long the daemon may take to be ready, and to end.
 const READY_S_MAX: u64 = 20;
 const END_S_MAX: u64 = 40;
@@ -36,10 +34,19 @@ pub fn enter_namespaces() -> Result<()> {
     Ok(())
 }
 
+/// What /run is on a machine in production, and not on every machine that this runs on.
+fn mount_tmpfs(folder: &Path) -> Result<()> {
+    fs::create_dir(folder).with_context(|| folder.display().to_string())?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(Some("tenantry-bench"), folder, Some("tmpfs"), flags, Some("mode=711"))
+        .with_context(|| format!("cannot mount a tmpfs at {}", folder.display()))
+}
+
 /// A running daemon with its folders.
 #[derive(Debug)]
 pub struct Bed {
     instance: String,
+    binary: PathBuf,
     daemon: Child,
     work: PathBuf,
     run_dir: PathBuf,
@@ -48,11 +55,12 @@ pub struct Bed {
 }
 
 impl Bed {
-    pub async fn start(log: Option<&Path>) -> Result<Self> {
+    pub async fn start(binary: &Path, log: Option<&Path>) -> Result<Self> {
         let work = tempfile::Builder::new().prefix("tenantry-bench.").tempdir()?.keep();
         fs::set_permissions(&work, PermissionsExt::from_mode(0o711))?;
         let instance = format!("b{}", hex::encode(rand::random::<[u8; 3]>()));
         let run_dir = Path::new("/run").join(&instance);
+        mount_tmpfs(&run_dir)?;
         let config = work.join("tenantry.toml");
         let text = format!(
             "instance = {instance:?}\ndata_dir = {:?}\nrun_dir = {run_dir:?}\n[pool]\nsize = \"4GiB\"\n[users]\nuid_base = {UID_BASE}\n",
@@ -63,11 +71,12 @@ impl Bed {
             Some(path) => Stdio::from(fs::File::create(path).with_context(|| path.display().to_string())?),
             None => Stdio::null(),
         };
-        let mut command = Command::new(TENANTRY);
+        let mut command = Command::new(binary);
         command.args(["serve", "--config"]).arg(&config).stdin(Stdio::null()).stdout(Stdio::null()).stderr(said);
         // Out of our process group: Ctrl-C is ours to pass on, when its containers are gone.
         let daemon = command.process_group(0).spawn().context("cannot start the daemon")?;
-        let mut bed = Self { instance, daemon, work, run_dir, token: String::new(), cgroups: Layout::detect()? };
+        let (binary, cgroups) = (binary.canonicalize()?, Layout::detect()?);
+        let mut bed = Self { instance, binary, daemon, work, run_dir, token: String::new(), cgroups };
         bed.await_ready().await?;
         bed.token = fs::read_to_string(bed.data().join("admin.token"))?.trim().to_owned();
         Ok(bed)
@@ -94,6 +103,11 @@ impl Bed {
 
     pub fn data(&self) -> PathBuf {
         self.work.join("data")
+    }
+
+    /// The daemon's program, which is the helper's, too.
+    pub fn binary(&self) -> &Path {
+        &self.binary
     }
 
     pub fn run_dir(&self) -> &Path {
@@ -141,6 +155,7 @@ impl Drop for Bed {
         let pool = self.data().join("pool");
         let _ = fs::remove_dir_all(self.rivals());
         let _ = umount2(&pool, MntFlags::empty());
+        let _ = umount2(&self.run_dir, MntFlags::MNT_DETACH);
         for folder in [&self.work, &self.run_dir] {
             if let Err(error) = fs::remove_dir_all(folder)
                 && folder.exists()

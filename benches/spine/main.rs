@@ -42,6 +42,9 @@ pub struct Args {
     /// The daemon's log goes here; left out, nowhere
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,
+    /// Another build of the daemon, to compare two
+    #[arg(long, value_name = "FILE", default_value = env!("CARGO_BIN_EXE_tenantry"))]
+    daemon: PathBuf,
     /// Given by `cargo bench`
     #[arg(long, hide = true)]
     bench: bool,
@@ -67,7 +70,7 @@ fn main() -> Result<()> {
 }
 
 async fn run(args: &Args) -> Result<()> {
-    let bed = Bed::start(args.log.as_deref()).await?;
+    let bed = Bed::start(&args.daemon, args.log.as_deref()).await?;
     let client = bed.client()?;
     let project = client.post("/projects/", json!({"alias": "bench"})).await?.expect(201)?.id()?;
     let mut round = Round::prepare(&bed, &client, project, !args.no_runc).await?;

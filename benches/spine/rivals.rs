@@ -15,7 +15,7 @@ use tenantry::domain::ContainerId;
 use tenantry::sys::cgroup::Layout;
 use tenantry::sys::runtime::{HelperRuntime, Launch, Runtime, become_subreaper};
 
-use crate::bed::{Bed, TENANTRY, groups, remove_group};
+use crate::bed::{Bed, groups, remove_group};
 use crate::report::{HELPER, RUNC, Report};
 
 /// What both need.
@@ -47,7 +47,7 @@ impl Rivals {
             tool("cp", &["-a", &rootfs.to_string_lossy(), &home.to_string_lossy()])?;
             tool("chown", &["-hR", &format!("{owner}:{owner}"), &home.join("rootfs").to_string_lossy()])?;
         }
-        let runtime = HelperRuntime::with_helper(&bed.run_dir().join("bench"), Path::new(TENANTRY))?;
+        let runtime = HelperRuntime::with_helper(&bed.run_dir().join("bench"), bed.binary())?;
         Ok(Self { folder, bundle, first_id, group: bed.rivals_group(), cgroups: Layout::detect()?, runtime })
     }
 
