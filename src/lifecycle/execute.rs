@@ -109,8 +109,8 @@ impl Executor {
         &self.layout
     }
 
-    /// Makes what a plan says. Between stages `cancelled` is asked; what a failed or cancelled plan made is removed when
-    /// this returns.
+    /// Makes what a plan says. Between stages `cancelled` is asked; what a failed plan made is removed when this returns, and
+    /// what a cancelled one made is left to the erasure that cancelled it.
     ///
     /// # Errors
     /// The first step that failed, or that the plan was cancelled.
@@ -136,7 +136,10 @@ impl Executor {
                 done.err().map(|error| (n + 1, error))
             };
             if let Some((begun, error)) = failed {
-                let _logged = self.remove(target, verb, &plan.undo(begun)).await;
+                // A container that was deleted meanwhile is erased next, as a whole: its receipt has to name the rootfs.
+                if !cancelled() {
+                    let _logged = self.remove(target, verb, &plan.undo(begun)).await;
+                }
                 return Err(error);
             }
         }
