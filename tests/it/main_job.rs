@@ -4,6 +4,7 @@
 
 use std::time::{Duration, Instant};
 
+use futures_util::future::join;
 use futures_util::{StreamExt, stream};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -410,6 +411,36 @@ fn delete_is_legal_in_every_state_and_again_the_same() {
         let project = client.delete(&format!("/projects/{project}")).await.data(200);
         assert_eq!(project["receipt_ids"].as_array().unwrap().len(), 1);
         assert_eq!(client.containers_total().await, 0);
+    });
+}
+
+#[test]
+fn a_deletion_that_meets_a_create_or_a_stop_at_any_step_leaves_nothing() {
+    play(async |daemon| {
+        let client = &daemon.client;
+        let (project, template) = template(client).await;
+        let before = daemon.objects();
+        let (create, copy) = (format!("/projects/{project}/containers"), format!("/containers/{template}/copy"));
+        let rounds = if in_vm() { 4 } else { 24 };
+        for round in 0..rounds {
+            let path = if round % 2 == 0 { &create } else { &copy };
+            let id = id_of(&client.post(&format!("{path}?wait=none"), json!({})).await.data(201));
+            // A create takes some 50 ms, so that the later rounds meet a running container, which is stopped first.
+            tokio::time::sleep(Duration::from_millis(4 * round)).await;
+            let stop = async {
+                let stopped = client.verb(&id, "stop").await.status;
+                assert!([200, 400, 404, 409].contains(&stopped), "round {round}: {stopped}");
+            };
+            let deleted = async { client.delete(&format!("/containers/{id}?wait=erased")).await.data(200) };
+            let ((), receipt) = join(stop, deleted).await;
+            assert_eq!(receipt["state"], "complete", "round {round}: {receipt}");
+            let left: Vec<_> = daemon.objects().into_iter().filter(|line| line.starts_with("deleted")).collect();
+            assert!(left.is_empty(), "round {round}: the receipt was early: {left:?}");
+            client.get(&format!("/containers/{id}")).await.refused(404, "CONTAINER_NOT_FOUND");
+        }
+        daemon.settles_to(&before);
+        assert_eq!(client.containers_total().await, 1);
+        assert_eq!(client.get("/leaks").await.data(200)["leaks"], json!([]));
     });
 }
 
