@@ -204,7 +204,11 @@ fn projects_and_tokens_that_cannot_be_are_refused_by_their_field() {
             ("color", json!("red"), 400, "VALIDATION_ERROR"),
             ("max_containers", json!(-1), 400, "VALIDATION_ERROR"),
             ("max_containers", json!("3"), 400, "VALIDATION_ERROR"),
-            ("limits", json!({ "cpu": 1 }), 422, "NOT_SUPPORTED"),
+            ("limits", json!({ "cpu": 0 }), 400, "VALIDATION_ERROR"),
+            ("limits", json!({ "cores": 1 }), 400, "VALIDATION_ERROR"),
+            ("limits", json!({ "net_rx_bps": 1 }), 422, "LIMIT_UNSUPPORTED"),
+            ("firewall_policy", json!("../etc"), 400, "VALIDATION_ERROR"),
+            ("firewall_policy", json!("no-such-policy"), 404, "FIREWALL_POLICY_NOT_FOUND"),
             ("name", json!("x"), 400, "VALIDATION_ERROR"),
         ] {
             let mut body = json!({ "alias": "other" });
