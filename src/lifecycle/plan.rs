@@ -178,11 +178,16 @@ impl Plan<Make> {
         ])
     }
 
-    /// What removes all that the first `stages` stages made, in reverse.
+    /// What removes all that the first `stages` stages made, in the order of an erasure: a rootfs goes when nothing holds it any
+    /// more.
     pub fn undo(&self, stages: usize) -> Plan<Remove> {
-        let undo = |stage: &Vec<Make>| -> Vec<Remove> { stage.iter().rev().filter_map(|step| step.undo()).collect() };
-        let stages = self.stages.iter().take(stages).rev().map(undo).filter(|stage| !stage.is_empty()).collect();
-        Plan { stages }
+        let made: Vec<Remove> = self.stages.iter().take(stages).flatten().filter_map(|step| step.undo()).collect();
+        let mut plan = Plan::<Remove>::erase();
+        for stage in &mut plan.stages {
+            stage.retain(|step| made.contains(step));
+        }
+        plan.stages.retain(|stage| !stage.is_empty());
+        plan
     }
 
     /// Whether anything in it lives in the kernel.
@@ -259,7 +264,8 @@ mod tests {
     fn undoing_a_whole_start_is_a_tear_down() {
         let plan = Plan::<Make>::start();
         let mut undone: Vec<_> = plan.undo(plan.stages.len()).stages.into_iter().flatten().collect();
-        let mut torn: Vec<_> = Plan::tear_down().stages.into_iter().flatten().collect();
+        let torn = Plan::tear_down().stages.into_iter().flatten();
+        let mut torn: Vec<_> = torn.filter(|step| *step != Remove::FlushRecord).collect();
         // A start's undo makes no change to the record that would have to be flushed.
         torn.retain(|step| *step != Remove::FlushRecord);
         undone.sort_by_key(ToString::to_string);
@@ -268,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn an_undo_goes_backwards_and_no_further_than_the_plan_went() {
+    fn an_undo_removes_what_was_made_and_no_more_data_last() {
         let undo = Plan::build(ORIGIN).undo(2);
         assert_eq!(undo.stages, [vec![Remove::Rootfs], vec![Remove::Folders]]);
         assert!(Plan::build(ORIGIN).undo(0).stages.is_empty());

@@ -495,7 +495,11 @@ impl Worker {
         receipt.note("firewall chains", "removed in one transaction that nft confirmed", now);
         receipt.note("rootfs", "its subvolume is deleted and the deletion committed", now);
         receipt.note("logs, manifest and bundle", "no folder of the container exists", now);
-        receipt.note("record, environment, name and status log", "removed from the store, flushed", now);
+        receipt.note(
+            "record, environment, name and status log",
+            "removed from the store, which reuses their bytes as it writes on",
+            now,
+        );
         Ok(())
     }
 }

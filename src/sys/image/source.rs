@@ -162,6 +162,15 @@ pub fn digest_of(bytes: &[u8]) -> String {
     Hashed::new(bytes).finish().map(|(digest, _)| digest).unwrap_or_default()
 }
 
+/// Whether a file with something in it does not look like a tar: the magic of its first header (POSIX ustar) is not there.
+fn is_nothing_known(file: &File) -> bool {
+    const MAGIC: &[u8] = b"ustar";
+    const MAGIC_AT: u64 = 257;
+    let mut found = [0; MAGIC.len()];
+    let has_magic = file.read_exact_at(&mut found, MAGIC_AT).is_ok() && found == MAGIC;
+    !has_magic && file.metadata().is_ok_and(|meta| meta.len() > 0)
+}
+
 /// Places of the members at hand. A rootfs of any size is scanned too, but no more than [`ARCHIVE_MEMBERS_MAX`] are kept.
 fn scan(
     file: &File,
@@ -177,7 +186,7 @@ fn scan(
     let mut last = Vec::new();
     loop {
         let next = match tar.next() {
-            Err(_) if entries == 0 => {
+            Err(_) if entries == 0 && matches!(packing, Packing::None) && is_nothing_known(file) => {
                 let text = format!("{ARCHIVE} is no tar, nor one packed with gzip or zstd");
                 return Err(ImageError::Unsupported(text));
             }

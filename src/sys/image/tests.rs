@@ -497,7 +497,12 @@ fn what_is_cut_off_or_damaged_is_an_error() {
         for cut in [10, whole.len() / 2, whole.len() - 9] {
             let answer = Bench::new().unpack(&whole[..cut]);
             assert!(
-                matches!(answer, Err(ImageError::Damaged { .. })) || whole == tar && cut > 7000,
+                match &answer {
+                    Err(ImageError::Damaged { .. }) => true,
+                    // Ten bytes of a tar do not say what they were the beginning of.
+                    Err(ImageError::Unsupported(_)) => whole == tar && cut == 10,
+                    _ => whole == tar && cut > 7000,
+                },
                 "{cut}: {answer:?}"
             );
         }
