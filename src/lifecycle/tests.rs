@@ -47,6 +47,8 @@ impl Lab {
             run_dir: folder.path().to_owned(),
             data_dir: "/data".into(),
             pool: crate::config::Pool { path: Some("/pool".into()), ..Default::default() },
+            // Readiness is probed for real: loopback alone, where nobody listens.
+            net: crate::config::Net { subnet: "127.201.0.0/16".parse().unwrap() },
             ..Config::default()
         };
         let store: Arc<dyn Store> = Arc::new(Arc::new(SledStore::open(&folder.path().join("db")).unwrap()));
