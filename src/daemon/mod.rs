@@ -136,7 +136,8 @@ impl Daemon {
             make_folder(folder)?;
         }
         // The lock of the store comes first: two daemons of one folder must not both touch the kernel.
-        let store: Arc<dyn Store> = Arc::new(Arc::new(SledStore::open(&config.data_dir.join("db"))?));
+        let store: Arc<dyn Store> =
+            Arc::new(Arc::new(SledStore::open_after_another(&config.data_dir.join("db")).await?));
         let records = Records::open(store).await?;
         let policies = load_policies(&config.policies_dir)?;
         let api = listen("API", config.api.listen).await?;

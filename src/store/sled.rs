@@ -6,6 +6,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use ::sled::transaction::{ConflictableTransactionError, TransactionError};
 use async_trait::async_trait;
@@ -17,6 +18,9 @@ use super::{Batch, Change, Durability, Expect, Store, StoreError, Watch};
 pub const FLUSH_EVERY_MS: u64 = 200;
 /// Changes a watcher may be behind before it is told that it lagged.
 pub const WATCH_BACKLOG_MAX: usize = 4_096;
+/// How long a folder that is locked is waited for, and the pause between two tries, in milliseconds.
+const LOCK_WAIT_MS_MAX: u64 = 3_000;
+const LOCK_LOOK_MS: u64 = 50;
 /// sled's page cache, in bytes; its default of 1 GiB is more than a tenant's whole database.
 const CACHE_BYTES_MAX: u64 = 32 << 20;
 
@@ -46,6 +50,24 @@ impl SledStore {
             .map_err(|source| StoreError::Database { action: "open its folder", source })?;
         let (changes, _) = broadcast::channel(WATCH_BACKLOG_MAX);
         Ok(Self { db, applied: AtomicU64::new(0), flushed: Mutex::new(0), changes })
+    }
+
+    /// The same, for a daemon that comes right after one that was killed: a process which that one was just starting holds the
+    /// folder's lock for a moment longer, until it executes its program.
+    ///
+    /// # Errors
+    /// As [`SledStore::open`].
+    pub async fn open_after_another(folder: &Path) -> Result<Self, StoreError> {
+        let deadline = Instant::now() + Duration::from_millis(LOCK_WAIT_MS_MAX);
+        loop {
+            match Self::open(folder) {
+                // sled has no error of its own for a folder that is locked.
+                Err(StoreError::Database { source: ::sled::Error::Io(_), .. }) if Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(LOCK_LOOK_MS)).await;
+                }
+                opened => return opened,
+            }
+        }
     }
 
     async fn flush(&self, mine: u64) -> Result<(), StoreError> {
@@ -178,6 +200,17 @@ mod tests {
         store.commit(put("b/1", "x"), Durability::Lazy).await.unwrap();
         store.commit(put("c/1", "y"), Durability::Lazy).await.unwrap();
         assert_eq!(watch.next().await.unwrap(), Change { key: "c/1".into(), value: Some(b"y".to_vec()) });
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_is_locked_a_moment_longer_is_waited_for() {
+        let (folder, store) = open();
+        assert!(SledStore::open(folder.path()).is_err());
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(2 * LOCK_LOOK_MS)).await;
+            drop(store);
+        });
+        SledStore::open_after_another(folder.path()).await.unwrap();
     }
 
     #[tokio::test]
