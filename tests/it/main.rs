@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod cgroup;
+mod cli;
 mod faults;
 mod floors;
 mod images;
