@@ -53,6 +53,7 @@ impl Service {
     /// There is no static busybox, or the image cannot be made.
     pub async fn ensure_base_image(&self, busybox: PathBuf) -> Result<(), Error> {
         let digest = image::base_digest(&busybox).map_err(refused)?;
+        // Apart from the `if`, which would hold the catalogue's lock while the image is deleted, and wait for it forever.
         let old = self.ledger().images().named(BASE_IMAGE);
         if let Some(old) = old {
             let in_use = self.containers().iter().any(|container| container.image == old.id);
