@@ -29,7 +29,11 @@ pub async fn run(config: Config) -> anyhow::Result<ExitCode> {
         asked.cancel();
     });
     let token = config.admin_token_path();
-    let daemon = Daemon::open(config).await.context("tenantry cannot serve")?;
+    let daemon = tokio::select! {
+        opened = Daemon::open(config) => opened.context("tenantry cannot serve")?,
+        // What was half opened or half recovered is taken up by the next start, as after a crash.
+        () = shutdown.cancelled() => return Ok(ExitCode::SUCCESS),
+    };
     tracing::info!(path = %token.display(), "the admin token lies here");
     daemon.serve(shutdown).await.context("tenantry stopped serving")?;
     Ok(ExitCode::SUCCESS)

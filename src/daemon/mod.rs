@@ -20,11 +20,12 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, ConfigError};
+use crate::domain::Bytes;
 use crate::lifecycle::{Drivers, Error, Report, Service};
 use crate::proxy::{Proxy, ProxyConfig};
 use crate::store::sled::SledStore;
 use crate::store::{Records, Store, StoreError};
-use crate::sys::btrfs::{OpenedPool, PoolError, PoolOptions, open_pool};
+use crate::sys::btrfs::{OpenedPool, PoolError, PoolOptions, QuotaMode, open_pool};
 use crate::sys::cgroup::{CgroupError, Cgroups, DeviceNumber, KernelCgroups};
 use crate::sys::folders::{DiskFolders, FolderError, Layout};
 use crate::sys::netlink::{LinkError, VethLinks};
@@ -130,7 +131,7 @@ impl Daemon {
     ///
     /// # Errors
     /// What cannot work, before anything is served.
-    pub async fn open(config: Config) -> Result<Self, DaemonError> {
+    pub async fn open(mut config: Config) -> Result<Self, DaemonError> {
         become_subreaper().map_err(|source| DaemonError::System("cannot become the reaper of containers", source))?;
         for folder in [&config.data_dir, &config.run_dir] {
             make_folder(folder)?;
@@ -145,6 +146,10 @@ impl Daemon {
         let options =
             PoolOptions { path: config.pool_path(), size: config.pool.size, label: config.instance.to_string() };
         let pool = open_pool(options).await?;
+        if pool.pool.quota() != QuotaMode::Simple {
+            tracing::warn!("no container has a disk limit: the kernel keeps none (BTRFS simple quotas need Linux 6.7)");
+            config.limits.disk = Bytes(0);
+        }
         tracing::info!(backing = ?pool.backing, created = pool.created, adopted = pool.adopted, "the pool is open");
         let layout = Layout { pool: pool.layout.clone(), data: config.data_dir.clone() };
         let drivers = drivers(&config, &layout, &pool).await?;

@@ -156,11 +156,11 @@ impl Plan<Make> {
         ])
     }
 
-    /// A process for a container that has a rootfs.
+    /// A process for a container that has a rootfs. Making init takes longest, so what does not need it goes beside it.
     pub fn start() -> Self {
         Self::of(&[
-            &[Make::WriteBundle, Make::Prepare, Make::ApplyRules],
-            &[Make::CreateInit, Make::AttachLink],
+            &[Make::WriteBundle, Make::Prepare],
+            &[Make::CreateInit, Make::AttachLink, Make::ApplyRules],
             &[Make::LimitCgroup, Make::LinkUp],
             &[Make::FlushRecord, Make::StartInit],
         ])
@@ -169,10 +169,10 @@ impl Plan<Make> {
     /// Both at once: what does not need the rootfs is made beside it.
     pub fn build_and_start(origin: Origin) -> Self {
         Self::of(&[
-            &[Make::Folders, Make::Prepare, Make::ApplyRules],
-            &[Make::Snapshot(origin), Make::FlushRecord, Make::AttachLink, Make::WriteBundle],
-            &[Make::LimitDisk, Make::Personalise],
-            &[Make::CreateInit, Make::WriteManifest],
+            &[Make::Folders],
+            &[Make::Snapshot(origin), Make::FlushRecord, Make::Prepare, Make::WriteBundle],
+            &[Make::LimitDisk, Make::Personalise, Make::AttachLink],
+            &[Make::CreateInit, Make::ApplyRules, Make::WriteManifest],
             &[Make::LimitCgroup, Make::LinkUp],
             &[Make::StartInit],
         ])
