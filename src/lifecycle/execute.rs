@@ -228,6 +228,7 @@ impl Executor {
                 folders.write_bundle(id, &spec).await?;
             }
             Make::Prepare => {
+                cgroups.expect_move();
                 let pins = runtime.prepare(&self.launch(container)).await?;
                 let _ = scratch.pins.set(pins);
             }

@@ -79,6 +79,15 @@ impl Cgroups for KernelCgroups {
         self.run(Groups::prepare).await
     }
 
+    fn expect_move(&self) {
+        let groups = Arc::clone(&self.groups);
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = groups.stay() {
+                tracing::debug!(%error, "the kernel is not made ready for a move");
+            }
+        });
+    }
+
     fn path(&self, id: ContainerId) -> String {
         format!("/{}/{id}", self.groups.instance)
     }
@@ -119,6 +128,15 @@ pub(super) struct Groups {
 }
 
 impl Groups {
+    /// Moves this process to the group that it is in: nothing changes, but the kernel leaves the mode in which a move waits
+    /// for a grace period, for about as long as one lasts (`cgroup_threadgroup_rwsem`, kernel/cgroup/cgroup.c).
+    fn stay(&self) -> std::io::Result<()> {
+        let own = std::fs::read_to_string("/proc/self/cgroup")?;
+        let Some(group) = self.layout.group_of(&own) else { return Ok(()) };
+        // `0` is whoever writes (cgroups(7)).
+        std::fs::write(group.join("cgroup.procs"), "0")
+    }
+
     /// The instance's parent group in each hierarchy.
     pub(super) fn parents(&self) -> impl Iterator<Item = PathBuf> + '_ {
         self.layout.hierarchies().iter().map(|h| h.mount.join(self.instance.as_str()))

@@ -81,6 +81,22 @@ impl Layout {
         };
         found.map(|h| h.mount.as_path())
     }
+
+    /// The folder of the group that a `/proc/<pid>/cgroup` text speaks of (cgroups(7)), in the hierarchy that has the pids
+    /// controller: `8:pids:/a`, `0::/a`. `None` where it is not to be seen from here.
+    pub fn group_of(&self, text: &str) -> Option<PathBuf> {
+        let mount = self.mount_of("pids")?;
+        let wanted = match self.version {
+            Version::V1 => "pids",
+            Version::V2 => "",
+        };
+        let path = text.lines().find_map(|line| {
+            let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+            controllers.split(',').any(|controller| controller == wanted).then_some(path)
+        })?;
+        // A group outside this cgroup namespace is written with dots.
+        (!path.contains("..")).then(|| mount.join(path.trim_start_matches('/')))
+    }
 }
 
 /// v1 calls the `io` controller `blkio`; every other has one name.
@@ -128,6 +144,19 @@ mod tests {
 40 31 0:37 / /sys/fs/cgroup/systemd rw,relatime - cgroup cgroup rw,xattr,name=systemd
 41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
 ";
+
+    #[test]
+    fn a_process_is_found_in_its_group() {
+        let unified = Layout::unified("/sys/fs/cgroup");
+        let found = unified.group_of("0::/system.slice/tenantry.service\n");
+        assert_eq!(found, Some("/sys/fs/cgroup/system.slice/tenantry.service".into()));
+        assert_eq!(unified.group_of("0::/../x\n"), None);
+        let mounts =
+            "30 25 0:26 / /cg/pids rw - cgroup cgroup rw,pids\n31 25 0:27 / /cg/cpu rw - cgroup cgroup rw,cpu\n";
+        let v1 = Layout::parse(mounts).unwrap();
+        assert_eq!(v1.group_of("9:name=systemd:/s\n8:pids:/a/b\n1:cpu:/\n0::/\n"), Some("/cg/pids/a/b".into()));
+        assert_eq!(v1.group_of("1:cpu:/\n"), None);
+    }
 
     #[test]
     fn a_hybrid_host_has_its_controllers_on_v1() {

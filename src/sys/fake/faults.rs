@@ -153,6 +153,9 @@ impl Cgroups for Faulty<dyn Cgroups> {
     fn path(&self, id: ContainerId) -> String {
         self.inner.path(id)
     }
+    fn expect_move(&self) {
+        self.inner.expect_move();
+    }
     async fn prepare(&self) -> Result<(), CgroupError> {
         self.inner.prepare().await
     }
