@@ -212,11 +212,9 @@ impl Plan<Remove> {
 
     /// Removes all that a container ever had.
     pub fn erase() -> Self {
-        Self::of(&[
-            &[Remove::FlushRecord, Remove::Cgroup, Remove::Runtime, Remove::Link, Remove::Rules],
-            &[Remove::Rootfs],
-            &[Remove::Folders],
-        ])
+        let mut plan = Self::tear_down();
+        plan.stages.extend([vec![Remove::Rootfs], vec![Remove::Folders]]);
+        plan
     }
 }
 
@@ -264,8 +262,7 @@ mod tests {
     fn undoing_a_whole_start_is_a_tear_down() {
         let plan = Plan::<Make>::start();
         let mut undone: Vec<_> = plan.undo(plan.stages.len()).stages.into_iter().flatten().collect();
-        let torn = Plan::tear_down().stages.into_iter().flatten();
-        let mut torn: Vec<_> = torn.filter(|step| *step != Remove::FlushRecord).collect();
+        let mut torn: Vec<_> = Plan::tear_down().stages.into_iter().flatten().collect();
         // A start's undo makes no change to the record that would have to be flushed.
         torn.retain(|step| *step != Remove::FlushRecord);
         undone.sort_by_key(ToString::to_string);
