@@ -1,4 +1,4 @@
-//! [`Firewall`] as the kernel keeps it: one task owns the table and hands transactions to nft.
+//! [`Firewall`] as the kernel keeps it: one task owns the table, and knows what should be in it.
 //!
 //! A run of nft costs milliseconds whatever it changes, so what is asked for while one runs goes into the next one
 //! together. Where a merged transaction is refused each slot is tried alone, so that one tenant's bad rules fail no
@@ -7,21 +7,26 @@
 //! Removals run behind, in a lane of their own: nft ends only when the kernel has freed what was removed (a grace
 //! period of RCU: 10 to 20 ms where a load takes 4), and no start shall wait for that. The lanes never hold the same
 //! slot at once, and of several orders for one slot the last counts.
+//!
+//! Twice a second the task asks the kernel for the number of its ruleset, which any change by any program changes. Where it is
+//! another one, the chains are counted, and a table that is not as it should be is loaded anew.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use nftables::schema::{NfListObject, NfObject, Nftables};
+use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tokio::time::{Interval, MissedTickBehavior, interval};
 
-use super::render::{Batch, Renderer};
-use super::run::{self, CHANGE_MS_MAX, LOAD_MS_MAX, RunError};
-use super::{Firewall, FirewallError};
-use crate::domain::policy::Policy;
+use super::kernel::{Change, Kernel, Outcomes, Rules, Scope};
+use super::render::{Renderer, Uses, chain_length, chain_name};
+use super::{Firewall, FirewallError, Inspection, Repairs};
+use crate::domain::firewall::{Ruleset, Side};
 use crate::domain::{Instance, Slot, Subnet};
+use crate::sys::gateway::Doors;
 
 /// Orders that wait for the task; a further caller waits for room.
 const QUEUE_MAX: usize = 1024;
@@ -29,25 +34,26 @@ const QUEUE_MAX: usize = 1024;
 /// Orders in one transaction.
 const MERGE_MAX: usize = 512;
 
-/// Pairs of networks and ports in one transaction, but for the last order's. nft takes about 0.1 ms a rule, and a pair
-/// is up to two rules: a transaction stays around a second, and one tenant's long policy delays the others no longer.
-const MERGED_PAIRS_MAX: usize = 2_000;
+/// Combinations of networks and ports in one transaction, but for the last order's. nft takes about 0.1 ms a rule, and a
+/// combination is up to two rules: a transaction stays around a second, and one tenant's long rules delay the others no longer.
+const MERGED_COMBINATIONS_MAX: usize = 2_000;
+
+/// Between two looks whether another program has changed the table, in milliseconds. With the time to load a thousand
+/// tenants (half a second) it stays below two seconds.
+const WATCH_MS: u64 = 500;
+
+/// Looks that are put off in a row because removals are under way.
+const WATCHES_PUT_OFF_MAX: u32 = 2;
 
 type Reply<T> = oneshot::Sender<Result<T, FirewallError>>;
 
 #[derive(Debug)]
 enum Order {
     Change { slot: Slot, change: Change, reply: Reply<()> },
-    Load { tenants: Vec<(Slot, Policy)>, reply: Reply<()> },
+    Load { tenants: Rules, reply: Reply<()> },
     List { reply: Reply<Vec<Slot>> },
+    Inspect { slot: Slot, reply: Reply<Inspection> },
     Unload { reply: Reply<()> },
-}
-
-/// What shall become of a slot's chains.
-#[derive(Debug)]
-enum Change {
-    Apply(Box<Policy>),
-    Remove,
 }
 
 /// The firewall of one instance, in the network namespace of the runtime's threads.
@@ -62,17 +68,36 @@ pub struct NftFirewall {
 impl NftFirewall {
     /// Starts the task on the current tokio runtime. Touches nothing yet.
     pub fn new(instance: Instance, subnet: Subnet) -> Self {
+        Self::rendering(Renderer::new(instance, subnet))
+    }
+
+    /// As [`NftFirewall::new`], with a way for tenants to the daemon's own sockets.
+    pub fn with_doors(instance: Instance, subnet: Subnet, doors: Doors) -> Self {
+        Self::rendering(Renderer::new(instance, subnet).with_doors(doors))
+    }
+
+    fn rendering(renderer: Renderer) -> Self {
         let (queue, orders) = mpsc::channel(QUEUE_MAX);
-        let renderer = Renderer::new(instance, subnet);
-        let kernel = Arc::new(Kernel { renderer, transactions: AtomicU64::new(0) });
-        let task = Task { orders, kernel: kernel.clone(), removals: BTreeMap::new(), behind: None };
+        let kernel = Kernel::new(renderer);
+        let mut ticks = interval(Duration::from_millis(WATCH_MS));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let task = Task {
+            orders,
+            kernel: kernel.clone(),
+            loaded: None,
+            removals: BTreeMap::new(),
+            behind: None,
+            ticks,
+            watch: Watch::default(),
+            repairs: Repairs::default(),
+        };
         tokio::spawn(task.run());
         Self { queue, kernel }
     }
 
     /// How many transactions nft was given so far.
     pub fn transactions(&self) -> u64 {
-        self.kernel.transactions.load(Ordering::Relaxed)
+        self.kernel.transactions()
     }
 
     async fn order<T>(&self, order: impl FnOnce(Reply<T>) -> Order) -> Result<T, FirewallError> {
@@ -84,13 +109,13 @@ impl NftFirewall {
 
 #[async_trait]
 impl Firewall for NftFirewall {
-    async fn load(&self, tenants: &[(Slot, Policy)]) -> Result<(), FirewallError> {
-        let tenants = tenants.to_vec();
+    async fn load(&self, tenants: &[(Slot, Arc<Ruleset>)]) -> Result<(), FirewallError> {
+        let tenants = tenants.iter().cloned().collect();
         self.order(|reply| Order::Load { tenants, reply }).await
     }
 
-    async fn apply(&self, slot: Slot, policy: &Policy) -> Result<(), FirewallError> {
-        let change = Change::Apply(Box::new(policy.clone()));
+    async fn apply(&self, slot: Slot, rules: &Arc<Ruleset>) -> Result<(), FirewallError> {
+        let change = Change::Apply(rules.clone());
         self.order(|reply| Order::Change { slot, change, reply }).await
     }
 
@@ -102,6 +127,10 @@ impl Firewall for NftFirewall {
         self.order(|reply| Order::List { reply }).await
     }
 
+    async fn inspect(&self, slot: Slot) -> Result<Inspection, FirewallError> {
+        self.order(|reply| Order::Inspect { slot, reply }).await
+    }
+
     async fn unload(&self) -> Result<(), FirewallError> {
         self.order(|reply| Order::Unload { reply }).await
     }
@@ -111,7 +140,7 @@ impl Firewall for NftFirewall {
 type Replies = Vec<Reply<()>>;
 
 /// Chains to load, by slot, with everybody who waits for them.
-type Applies = BTreeMap<Slot, (Box<Policy>, Replies)>;
+type Applies = BTreeMap<Slot, (Arc<Ruleset>, Replies)>;
 
 /// The removals under way.
 #[derive(Debug)]
@@ -120,12 +149,36 @@ struct Behind {
     done: JoinHandle<()>,
 }
 
+/// What is known of the table's look.
+#[derive(Debug, Default)]
+struct Watch {
+    /// The ruleset's number when the table was last seen to be as it should.
+    seen: Option<u32>,
+    put_off: u32,
+}
+
+/// What a look at the table came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Table {
+    /// It is as it should be.
+    Sound,
+    /// It was not, and is now.
+    Mended,
+    /// It is not, or nobody knows.
+    Broken,
+}
+
 struct Task {
     orders: mpsc::Receiver<Order>,
     kernel: Arc<Kernel>,
+    /// What should be in the table; `None` where there should be no table.
+    loaded: Option<Rules>,
     /// Removals that wait for those under way.
     removals: BTreeMap<Slot, Replies>,
     behind: Option<Behind>,
+    ticks: Interval,
+    watch: Watch,
+    repairs: Repairs,
 }
 
 impl Task {
@@ -144,30 +197,46 @@ impl Task {
                     },
                     // Cancel-safe: the removals run in a task of their own.
                     () = ended(&mut self.behind) => continue,
+                    // Cancel-safe: a tick that was not taken comes again.
+                    _ = self.ticks.tick() => {
+                        self.look().await;
+                        continue;
+                    }
                 },
             };
-            // Whoever gave up waiting does not hear the answer; the work is done all the same.
-            match order {
-                Order::Change { slot, change, reply } => {
-                    let mut applies = Applies::new();
-                    self.sort(&mut applies, slot, change, reply);
-                    held = self.gather(&mut applies).await;
-                    self.apply(applies).await;
-                }
-                Order::Load { tenants, reply } => {
-                    self.finish_removals().await;
-                    let _ = reply.send(self.kernel.load(&tenants).await);
-                }
-                Order::List { reply } => {
-                    self.finish_removals().await;
-                    let _ = reply.send(self.kernel.list().await);
-                }
-                Order::Unload { reply } => {
-                    self.finish_removals().await;
-                    let _ = reply.send(self.kernel.unload().await);
-                }
+            held = self.carry_out(order).await;
+        }
+    }
+
+    /// Carries an order out, with those that wait behind it and go together with it; gives back the first that does not.
+    async fn carry_out(&mut self, order: Order) -> Option<Order> {
+        // Whoever gave up waiting does not hear the answer; the work is done all the same.
+        match order {
+            Order::Change { slot, change, reply } => {
+                let mut applies = Applies::new();
+                self.sort(&mut applies, slot, change, reply);
+                let held = self.gather(&mut applies).await;
+                self.apply(applies).await;
+                return held;
+            }
+            Order::Load { tenants, reply } => {
+                self.finish_removals().await;
+                let _ = reply.send(self.load(tenants).await.map(drop));
+            }
+            Order::List { reply } => {
+                self.finish_removals().await;
+                let _ = reply.send(self.kernel.list().await);
+            }
+            Order::Inspect { slot, reply } => {
+                self.finish_removals().await;
+                let _ = reply.send(self.inspect(slot).await);
+            }
+            Order::Unload { reply } => {
+                self.finish_removals().await;
+                let _ = reply.send(self.unload().await);
             }
         }
+        None
     }
 
     /// Takes further changes off the queue; gives back the first order that is something else.
@@ -175,8 +244,8 @@ impl Task {
         // Callers who are ready to ask get to ask.
         tokio::task::yield_now().await;
         for _ in 1..MERGE_MAX {
-            let pairs = |(policy, _): &(Box<Policy>, Replies)| policy.ingress.pairs() + policy.egress.pairs();
-            if applies.values().map(pairs).sum::<usize>() > MERGED_PAIRS_MAX {
+            let combinations: usize = applies.values().map(|(rules, _)| rules.combinations()).sum();
+            if combinations > MERGED_COMBINATIONS_MAX {
                 break;
             }
             match self.orders.try_recv().ok()? {
@@ -193,7 +262,7 @@ impl Task {
         replies.extend(self.removals.remove(&slot).unwrap_or_default());
         replies.push(reply);
         match change {
-            Change::Apply(policy) => drop(applies.insert(slot, (policy, replies))),
+            Change::Apply(rules) => drop(applies.insert(slot, (rules, replies))),
             Change::Remove => drop(self.removals.insert(slot, replies)),
         }
     }
@@ -202,8 +271,133 @@ impl Task {
         if self.behind.as_ref().is_some_and(|behind| applies.keys().any(|slot| behind.slots.contains(slot))) {
             ended(&mut self.behind).await;
         }
-        let changes = applies.into_iter().map(|(slot, (policy, replies))| (slot, (Change::Apply(policy), replies)));
-        self.kernel.change(changes.collect()).await;
+        let change = |(slot, (rules, _)): (&Slot, &(Arc<Ruleset>, Replies))| (*slot, Change::Apply(rules.clone()));
+        let mut todo: BTreeMap<Slot, Change> = applies.iter().map(change).collect();
+        let mut news = BTreeSet::new();
+        let mut outcomes = self.change(&todo, &mut news).await;
+        let refused = |slot: &Slot, outcomes: &Outcomes| matches!(outcomes[slot], Err(FirewallError::Refused { .. }));
+        todo.retain(|slot, _| refused(slot, &outcomes));
+        // Nothing can be added to a table that another program has taken away.
+        if !todo.is_empty() && self.mend().await == Table::Mended {
+            outcomes.extend(self.change(&todo, &mut news).await);
+        }
+        let done: BTreeSet<Slot> =
+            outcomes.iter().filter(|(_, outcome)| outcome.is_ok()).map(|(slot, _)| *slot).collect();
+        // A slot that had no chains is a new tenant's: no flow of its address goes on.
+        let known =
+            applies.iter().filter(|(slot, _)| !news.contains(slot)).map(|(slot, (rules, _))| (*slot, rules.clone()));
+        let cut = if done.is_empty() { Ok(0) } else { self.kernel.cut(Scope::Slots(done), known.collect()).await };
+        let cut = cut.map(drop);
+        for (slot, (_, replies)) in applies {
+            let outcome = outcomes.remove(&slot).unwrap_or(Err(FirewallError::Closed)).and_then(|()| cut.clone());
+            answer(replies, &outcome);
+        }
+    }
+
+    /// Loads chains, and remembers those that are in force by then; `news` gets the slots that had none before.
+    async fn change(&mut self, changes: &BTreeMap<Slot, Change>, news: &mut BTreeSet<Slot>) -> Outcomes {
+        let outcomes = self.kernel.change(changes).await;
+        let loaded = self.loaded.get_or_insert_default();
+        for (slot, change) in changes {
+            if let (Change::Apply(rules), Some(Ok(()))) = (change, outcomes.get(slot))
+                && loaded.insert(*slot, rules.clone()).is_none()
+            {
+                news.insert(*slot);
+            }
+        }
+        outcomes
+    }
+
+    /// Replaces the whole table; how many flows were cut.
+    async fn load(&mut self, tenants: Rules) -> Result<usize, FirewallError> {
+        self.kernel.load(&tenants).await?;
+        self.loaded = Some(tenants.clone());
+        self.kernel.cut(Scope::All, tenants).await
+    }
+
+    async fn unload(&mut self) -> Result<(), FirewallError> {
+        self.kernel.unload().await?;
+        self.loaded = None;
+        self.kernel.cut(Scope::All, Rules::new()).await.map(drop)
+    }
+
+    async fn inspect(&mut self, slot: Slot) -> Result<Inspection, FirewallError> {
+        let rules = self.loaded.as_ref().and_then(|loaded| loaded.get(&slot)).map(Arc::as_ref);
+        let ingress = self.kernel.lines(slot, Side::Ingress, rules).await?;
+        let egress = self.kernel.lines(slot, Side::Egress, rules).await?;
+        let table = self.is_as_it_should().await?;
+        Ok(Inspection { ingress, egress, table, repairs: self.repairs })
+    }
+
+    /// Looks whether another program has changed the table, where any has changed anything.
+    async fn look(&mut self) {
+        if self.loaded.is_none() {
+            return;
+        }
+        let number = match self.kernel.generation().await {
+            Ok(number) if self.watch.seen == Some(number) => return,
+            Ok(number) => number,
+            Err(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "the firewall cannot be watched");
+                return;
+            }
+        };
+        let busy = self.behind.is_some() || !self.removals.is_empty();
+        if busy && self.watch.put_off < WATCHES_PUT_OFF_MAX {
+            self.watch.put_off += 1;
+            return;
+        }
+        self.watch.put_off = 0;
+        // What could not be seen or mended is tried again at the next look.
+        if self.mend().await == Table::Sound {
+            self.watch.seen = Some(number);
+        }
+    }
+
+    /// Loads the table anew where it is not as it should be.
+    async fn mend(&mut self) -> Table {
+        self.finish_removals().await;
+        let Some(tenants) = self.loaded.clone() else { return Table::Sound };
+        match self.is_as_it_should().await {
+            Ok(true) => return Table::Sound,
+            Ok(false) => {}
+            Err(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "the firewall cannot be looked at");
+                return Table::Broken;
+            }
+        }
+        let (began, count) = (Instant::now(), tenants.len());
+        tracing::warn!(tenants = count, "another program has changed the firewall's table: it is loaded anew");
+        match self.load(tenants).await {
+            Ok(cut) => {
+                self.repairs = Repairs { count: self.repairs.count + 1, last: Some(Timestamp::now()) };
+                let took_ms = began.elapsed().as_millis() as u64;
+                tracing::warn!(tenants = count, flows_cut = cut, took_ms, "the firewall's table is mended");
+                Table::Mended
+            }
+            Err(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "the firewall's table cannot be mended");
+                Table::Broken
+            }
+        }
+    }
+
+    /// Whether the kernel counts in every chain what should be there. Nothing of ours may be under way.
+    async fn is_as_it_should(&self) -> Result<bool, FirewallError> {
+        Ok(self.kernel.uses().await? == self.wanted())
+    }
+
+    fn wanted(&self) -> Uses {
+        let Some(loaded) = &self.loaded else { return Uses::new() };
+        let mut uses = self.kernel.base_uses();
+        for (slot, rules) in loaded {
+            for side in Side::BOTH {
+                // Its rules, and the element that leads to it.
+                let count = chain_length(rules.side(side)) + 1;
+                uses.insert(chain_name(side, *slot), u32::try_from(count).unwrap_or(u32::MAX));
+            }
+        }
+        uses
     }
 
     /// Lets the removals that wait go, all in one transaction, unless some are under way.
@@ -212,10 +406,12 @@ impl Task {
             return;
         }
         let removals = std::mem::take(&mut self.removals);
-        let slots = removals.keys().copied().collect();
-        let changes = removals.into_iter().map(|(slot, replies)| (slot, (Change::Remove, replies))).collect();
-        let kernel = self.kernel.clone();
-        self.behind = Some(Behind { slots, done: tokio::spawn(async move { kernel.change(changes).await }) });
+        let slots: BTreeSet<Slot> = removals.keys().copied().collect();
+        if let Some(loaded) = &mut self.loaded {
+            loaded.retain(|slot, _| !slots.contains(slot));
+        }
+        let done = tokio::spawn(remove(self.kernel.clone(), removals));
+        self.behind = Some(Behind { slots, done });
     }
 
     /// Waits until no removal waits or is under way.
@@ -227,6 +423,17 @@ impl Task {
     }
 }
 
+/// Removes chains, then every flow of their tenants: the next one with such an address shall not be taken for them.
+async fn remove(kernel: Arc<Kernel>, removals: BTreeMap<Slot, Replies>) {
+    let changes: BTreeMap<Slot, Change> = removals.keys().map(|slot| (*slot, Change::Remove)).collect();
+    let mut outcomes = kernel.change(&changes).await;
+    let cut = kernel.cut(Scope::Slots(changes.into_keys().collect()), Rules::new()).await.map(drop);
+    for (slot, replies) in removals {
+        let outcome = outcomes.remove(&slot).unwrap_or(Err(FirewallError::Closed)).and_then(|()| cut.clone());
+        answer(replies, &outcome);
+    }
+}
+
 /// Waits for the removals under way; for ever where there are none.
 async fn ended(behind: &mut Option<Behind>) {
     match behind {
@@ -235,110 +442,6 @@ async fn ended(behind: &mut Option<Behind>) {
         None => std::future::pending().await,
     }
     *behind = None;
-}
-
-/// Transactions with nft.
-#[derive(Debug)]
-struct Kernel {
-    renderer: Renderer,
-    transactions: AtomicU64,
-}
-
-impl Kernel {
-    async fn change(&self, changes: BTreeMap<Slot, (Change, Replies)>) {
-        if changes.len() > 1 {
-            match self.change_together(&changes).await {
-                Ok(()) => return changes.into_values().for_each(|(_, replies)| answer(replies, &Ok(()))),
-                // Trying each alone would only wait as long again, each.
-                Err(error @ FirewallError::Timeout { .. }) => {
-                    return changes.into_values().for_each(|(_, replies)| answer(replies, &Err(error.clone())));
-                }
-                Err(error) => tracing::warn!(%error, slots = changes.len(), "trying each slot's chains alone"),
-            }
-        }
-        for (slot, (change, replies)) in changes {
-            answer(replies, &self.change_one(slot, &change).await);
-        }
-    }
-
-    async fn change_together(&self, changes: &BTreeMap<Slot, (Change, Replies)>) -> Result<(), FirewallError> {
-        let mut batch = Batch::default();
-        for (slot, (change, _)) in changes {
-            self.render(&mut batch, *slot, change)?;
-        }
-        self.commit(&batch, CHANGE_MS_MAX, || format!("change the chains of {} slots", changes.len())).await
-    }
-
-    async fn change_one(&self, slot: Slot, change: &Change) -> Result<(), FirewallError> {
-        let mut batch = Batch::default();
-        self.render(&mut batch, slot, change)?;
-        let verb = if matches!(change, Change::Remove) { "remove" } else { "load" };
-        let outcome = self.commit(&batch, CHANGE_MS_MAX, || format!("{verb} the chains of slot {slot}")).await;
-        match (outcome, change) {
-            // Without the table there is nothing to remove from; what is not there is removed.
-            (Err(error @ FirewallError::Refused { .. }), Change::Remove) => {
-                if self.list().await?.contains(&slot) {
-                    Err(error)
-                } else {
-                    Ok(())
-                }
-            }
-            (outcome, _) => outcome,
-        }
-    }
-
-    fn render(&self, batch: &mut Batch, slot: Slot, change: &Change) -> Result<(), FirewallError> {
-        let rendered = match change {
-            Change::Apply(policy) => self.renderer.tenant(batch, slot, policy),
-            Change::Remove => self.renderer.remove(batch, slot),
-        };
-        rendered.ok_or(FirewallError::NoAddress(slot))
-    }
-
-    async fn load(&self, tenants: &[(Slot, Policy)]) -> Result<(), FirewallError> {
-        let mut batch = Batch::default();
-        self.renderer.base(&mut batch);
-        for (slot, policy) in tenants {
-            self.renderer.tenant(&mut batch, *slot, policy).ok_or(FirewallError::NoAddress(*slot))?;
-        }
-        self.commit(&batch, LOAD_MS_MAX, || "load the whole table".into()).await
-    }
-
-    async fn unload(&self) -> Result<(), FirewallError> {
-        let mut batch = Batch::default();
-        self.renderer.nothing(&mut batch);
-        self.commit(&batch, CHANGE_MS_MAX, || "remove the table".into()).await
-    }
-
-    async fn list(&self) -> Result<Vec<Slot>, FirewallError> {
-        let action = || "list the chains".into();
-        let text = run::list_chains().await.map_err(|error| self.named(action(), error))?;
-        let parsed: Result<Nftables<'static>, _> = serde_json::from_str(&text);
-        let invalid = |error| RunError::Nft(nftables::helper::NftablesError::NftInvalidJson(error));
-        let listed = parsed.map_err(|error| self.named(action(), invalid(error)))?;
-        let slot = |object: &NfObject<'static>| match object {
-            NfObject::ListObject(NfListObject::Chain(chain)) if chain.table == self.renderer.table() => {
-                Renderer::slot_of_chain(&chain.name)
-            }
-            _ => None,
-        };
-        let mut slots: Vec<_> = listed.objects.iter().filter_map(slot).collect();
-        slots.sort_unstable();
-        Ok(slots)
-    }
-
-    async fn commit(&self, batch: &Batch, ms_max: u64, action: impl Fn() -> String) -> Result<(), FirewallError> {
-        self.transactions.fetch_add(1, Ordering::Relaxed);
-        run::commit(&batch.to_json(), ms_max).await.map_err(|error| self.named(action(), error))
-    }
-
-    fn named(&self, action: String, error: RunError) -> FirewallError {
-        let table = self.renderer.table().to_owned();
-        match error {
-            RunError::Nft(source) => FirewallError::Refused { action, table, source: Arc::new(source) },
-            RunError::Timeout { waited_ms } => FirewallError::Timeout { action, table, waited_ms },
-        }
-    }
 }
 
 fn answer(replies: Replies, outcome: &Result<(), FirewallError>) {

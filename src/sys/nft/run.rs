@@ -23,6 +23,9 @@ const OUTPUT_BYTES_MAX: u64 = 32 * 1024 * 1024;
 /// Of what nft says about a failure, this much goes into the error, in characters.
 const REASON_CHARS_MAX: usize = 400;
 
+/// What nft says of what is not there (`LC_ALL=C`).
+const ABSENT: &str = "No such file or directory";
+
 const PROGRAM: &str = "nft";
 
 /// Why a run gave nothing.
@@ -40,6 +43,15 @@ pub(super) async fn commit(json: &str, waited_ms: u64) -> Result<(), RunError> {
 /// The chains of all tables of the family, as JSON.
 pub(super) async fn list_chains() -> Result<String, RunError> {
     run(&["-j", "list", "chains", "inet"], "", "listing the chains", CHANGE_MS_MAX).await
+}
+
+/// The rules of one chain, as JSON; `None` where there is no such chain.
+pub(super) async fn list_chain(table: &str, chain: &str) -> Result<Option<String>, RunError> {
+    match run(&["-j", "list", "chain", "inet", table, chain], "", "listing a chain", CHANGE_MS_MAX).await {
+        Ok(text) => Ok(Some(text)),
+        Err(RunError::Nft(NftablesError::NftFailed { stderr, .. })) if stderr.contains(ABSENT) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 async fn run(args: &[&str], input: &str, what: &str, waited_ms: u64) -> Result<String, RunError> {

@@ -1,0 +1,113 @@
+//! Asking the kernel's netfilter without a program in between: what costs microseconds and is asked often.
+//!
+//! The kernel has answered before the call that sends a request comes back, so these calls block for no longer than the work
+//! takes; where that is long (a dump), the caller goes to a thread for it.
+
+use std::io;
+use std::sync::{Mutex, PoisonError};
+
+use netlink_packet_netfilter::NetfilterMessage;
+use nix::sys::socket::{setsockopt, sockopt::ReceiveTimeout};
+use nix::sys::time::{TimeVal, TimeValLike};
+use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use rtnetlink::sys::protocols::NETLINK_NETFILTER;
+use rtnetlink::sys::{Socket, SocketAddr};
+
+/// How long an answer may take, in seconds. It is there at once; this is for a kernel that is not as we think.
+const ANSWER_S_MAX: i64 = 5;
+
+/// Messages of one answer, at most: twice the flows that a large machine tracks.
+const MESSAGES_MAX: usize = 1 << 21;
+
+/// How much is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ask {
+    /// One thing.
+    One,
+    /// Everything that fits.
+    Dump,
+}
+
+/// A socket, opened at the first question and again after every failure: what a broken one still held is answered to nobody.
+#[derive(Debug, Default)]
+pub(super) struct Netfilter(Mutex<Option<Socket>>);
+
+impl Netfilter {
+    /// Sends a message and gives what the kernel answers.
+    pub(super) fn ask(&self, ask: Ask, message: NetfilterMessage) -> io::Result<Vec<NetfilterMessage>> {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let socket = match held.take() {
+            Some(socket) => socket,
+            None => open()?,
+        };
+        let answer = exchange(&socket, ask, message);
+        // A refusal by the kernel ends its answer; after anything else there may be more to come.
+        if !matches!(&answer, Err(Failure::Broken(_))) {
+            *held = Some(socket);
+        }
+        answer.map_err(Failure::into_io)
+    }
+}
+
+#[derive(Debug)]
+enum Failure {
+    Refused(io::Error),
+    Broken(io::Error),
+}
+
+impl Failure {
+    fn into_io(self) -> io::Error {
+        match self {
+            Self::Refused(error) | Self::Broken(error) => error,
+        }
+    }
+}
+
+fn open() -> io::Result<Socket> {
+    let mut socket = Socket::new(NETLINK_NETFILTER)?;
+    socket.bind_auto()?;
+    setsockopt(&socket, ReceiveTimeout, &TimeVal::seconds(ANSWER_S_MAX))?;
+    Ok(socket)
+}
+
+fn exchange(socket: &Socket, ask: Ask, message: NetfilterMessage) -> Result<Vec<NetfilterMessage>, Failure> {
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST | if ask == Ask::Dump { NLM_F_DUMP } else { NLM_F_ACK };
+    let mut request = NetlinkMessage::new(header, NetlinkPayload::from(message));
+    request.finalize();
+    let mut bytes = vec![0; request.buffer_len()];
+    request.serialize(&mut bytes);
+    socket.send_to(&bytes, &SocketAddr::new(0, 0), 0).map_err(Failure::Broken)?;
+    let mut answers = Vec::new();
+    loop {
+        let (bytes, _) = socket.recv_from_full().map_err(Failure::Broken)?;
+        if read(&bytes, &mut answers)? {
+            return Ok(answers);
+        }
+        if answers.len() > MESSAGES_MAX {
+            return Err(Failure::Broken(io::Error::other(format!("more than {MESSAGES_MAX} messages in one answer"))));
+        }
+    }
+}
+
+/// Reads one datagram, which may hold many messages; whether it was the last one.
+fn read(mut bytes: &[u8], answers: &mut Vec<NetfilterMessage>) -> Result<bool, Failure> {
+    while !bytes.is_empty() {
+        let malformed = |error| Failure::Broken(io::Error::new(io::ErrorKind::InvalidData, error));
+        let message = NetlinkMessage::<NetfilterMessage>::deserialize(bytes).map_err(|e| malformed(e.to_string()))?;
+        // Messages begin at multiples of four bytes (netlink(7)).
+        let length = (message.header.length as usize).next_multiple_of(4).min(bytes.len());
+        if length == 0 {
+            return Err(malformed("a message without a length".to_owned()));
+        }
+        bytes = &bytes[length..];
+        match message.payload {
+            NetlinkPayload::InnerMessage(inner) => answers.push(inner),
+            NetlinkPayload::Done(_) => return Ok(true),
+            NetlinkPayload::Error(error) if error.code.is_none() => return Ok(true),
+            NetlinkPayload::Error(error) => return Err(Failure::Refused(error.to_io())),
+            _ => return Err(malformed("a message of an unknown kind".to_owned())),
+        }
+    }
+    Ok(false)
+}
