@@ -5,20 +5,7 @@
 //! the spec's validators take it as it is. Our own runtime derives a second, private bundle from it (see
 //! [`crate::sys::runtime`]) and never runs what is not in here.
 //!
-//! Why these capabilities, all of them only inside the tenant's user namespace:
-//!
-//! | kept | because |
-//! |---|---|
-//! | `CHOWN` `DAC_OVERRIDE` `FOWNER` `FSETID` | package managers and entrypoints that prepare their folders as root |
-//! | `SETUID` `SETGID` | servers that start as root and drop to a service user |
-//! | `SETPCAP` | the same servers, when they drop capabilities for good |
-//! | `KILL` | a supervisor that runs as root and stops its service user's processes |
-//! | `NET_BIND_SERVICE` | ports below 1024 (also open to others by `ip_unprivileged_port_start`) |
-//! | `SYS_CHROOT` | servers that jail themselves |
-//!
-//! Docker's default has four more. `NET_RAW` forges packets (ping works without, by `ping_group_range`); `MKNOD`
-//! cannot make a device in a user namespace anyway; `AUDIT_WRITE` is for the host's audit log; `SETFCAP` is of no use
-//! under `no_new_privs`.
+//! `bundles/README.md` says for each thing that is given or refused why it is.
 //!
 //! Invariants: `no_new_privs` is set; swap never extends the memory limit; no device is allowed but the usual
 //! harmless ones that every runtime adds; `HOME` is always set, because a runtime that has to look it up reads the
@@ -38,7 +25,7 @@ use libcontainer::oci_spec::runtime::{
 };
 
 use crate::domain::slot::IDS_PER_SLOT;
-use crate::domain::{Bytes, ContainerId, Limits, Secret};
+use crate::domain::{Bytes, Confinement, ContainerId, Limits, Secret};
 
 /// What every container has in common.
 const BASE: &str = include_str!("../../../bundles/base/config.json");
@@ -48,6 +35,9 @@ pub const CONFIG: &str = "config.json";
 const CPU_PERIOD_US: u64 = 100_000;
 /// The kernel refuses quotas below a millisecond.
 const CPU_QUOTA_US_MIN: i64 = 1_000;
+/// Files that a ramdisk may hold: one for so many bytes, as if each filled a page, and a few in any case.
+const RAMDISK_BYTES_PER_INODE: u64 = 4096;
+const RAMDISK_INODES_MIN: u64 = 1024;
 /// The oldest annotation key of all: which id the bundle belongs to.
 const ANNOTATION_ID: &str = "tenantry.container-id";
 
@@ -78,8 +68,10 @@ pub struct BundleSpec<'a> {
     pub limits: &'a Limits,
     /// First id on the host of the 65536 of its user namespace.
     pub first_id: u32,
-    /// Size of the tmpfs at `/ramdisk`; none where `None`.
+    /// Size of the tmpfs at `/ramdisk`; none where `None`. [`RAMDISK_UNBOUND`]: what its memory limit lets it have.
     pub ramdisk: Option<Bytes>,
+    /// How closely it is confined.
+    pub confinement: Confinement,
 }
 
 /// A bundle that cannot be rendered or written.
@@ -133,7 +125,7 @@ pub fn render(input: &BundleSpec<'_>) -> Result<Spec, OciError> {
     let built = |_| OciError::Input { id: input.id, what: "a part of its spec cannot be built" };
     let ids = LinuxIdMappingBuilder::default().container_id(0u32).host_id(input.first_id).size(IDS_PER_SLOT);
     render_linux(&mut linux, ids.build().map_err(built)?, input);
-    linux.set_seccomp(Some(seccomp::profile()?));
+    linux.set_seccomp(Some(seccomp::profile(input.confinement)?));
     let mut process = spec.process().clone().unwrap_or_default();
     render_process(&mut process, input);
     let mut root = spec.root().clone().unwrap_or_default();
@@ -260,8 +252,18 @@ fn render_linux(linux: &mut Linux, ids: LinuxIdMapping, input: &BundleSpec<'_>) 
         .set_resources(Some(resources));
 }
 
+/// The size of a ramdisk without one of its own: more than any machine has, so that the memory limit is what counts. (A tmpfs that was
+/// made without a size, `size=0`, can be given none later.)
+pub const RAMDISK_UNBOUND: Bytes = Bytes(1 << 50);
+
+/// How many files a ramdisk of a size may hold: an empty file takes no page, and memory all the same.
+pub fn ramdisk_inodes(size: Bytes) -> u64 {
+    (size.0 / RAMDISK_BYTES_PER_INODE).max(RAMDISK_INODES_MIN)
+}
+
 fn ramdisk(size: Bytes) -> Result<Mount, OciSpecError> {
-    let options = ["nosuid", "nodev", "mode=1777"].map(str::to_owned).into_iter().chain([format!("size={}", size.0)]);
+    let sizes = [format!("size={}", size.0), format!("nr_inodes={}", ramdisk_inodes(size))];
+    let options = ["nosuid", "nodev", "mode=1777"].map(str::to_owned).into_iter().chain(sizes);
     MountBuilder::default()
         .destination("/ramdisk")
         .typ("tmpfs")
@@ -290,6 +292,7 @@ mod tests {
             limits,
             first_id: 1_000_065_536,
             ramdisk: Some(Bytes::mib(64)),
+            confinement: Confinement::Standard,
         }
     }
 

@@ -3,32 +3,40 @@
 //! Compiling is the largest cost of a start in other runtimes. Here it happens once per profile: the program is kept
 //! in a file named by the profile's digest, and the helper loads those bytes with seccomp(2).
 //!
-//! The OCI form cannot say two things that we want, so a short hand-written head stands before the compiled program:
-//!
-//! * System calls newer than the profile give `ENOSYS`, so that libraries fall back as on an old kernel; `EPERM`,
-//!   the answer to what is known and refused, breaks them.
-//! * A few `ioctl`s are refused by number. libseccomp has no "all but these" for an argument, and an argument is
-//!   64 bits wide in BPF while the kernel takes 32 of an ioctl's: the head looks at those 32.
+//! The OCI form cannot say all that we want, so a hand-written head ([`head`]) stands before the compiled program.
 //!
 //! Only x86_64 is known; a call by another ABI ends the process.
+
+mod head;
 
 use std::fs;
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
-use libcontainer::oci_spec::runtime::{LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompOperator};
+use libcontainer::oci_spec::runtime::{
+    LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompOperator, LinuxSyscall,
+};
 use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use super::OciError;
+use crate::domain::Confinement;
 
-/// The profile of every container.
+/// The profile of every container, as far as nothing more is opened.
 const PROFILE: &str = include_str!("../../../bundles/seccomp.json");
+/// What the other profiles open, and where that is written.
+const OPENINGS: [(Confinement, &str, &str); 2] = [
+    (Confinement::Nested, "bundles/confinement/nested.json", include_str!("../../../bundles/confinement/nested.json")),
+    (
+        Confinement::IoUring,
+        "bundles/confinement/io-uring.json",
+        include_str!("../../../bundles/confinement/io-uring.json"),
+    ),
+];
 /// Part of the digest: goes up whenever the head below or the way of compiling changes.
-const COMPILER_REVISION: &str = "tenantry-seccomp-1";
-/// The first system call that the profile knows nothing of (468 and 469 are `file_getattr` and `file_setattr`).
-const SYSCALL_UNKNOWN_MIN: u32 = 470;
+const COMPILER_REVISION: &str = "tenantry-seccomp-2";
 /// The kernel refuses longer programs (BPF_MAXINSNS).
 const PROGRAM_INSTRUCTIONS_MAX: usize = 4096;
 /// Bytes of one BPF instruction.
@@ -50,29 +58,44 @@ const NEWER: [(&str, i32); 12] = [
     ("file_getattr", 468),
 ];
 
-/// `ioctl`s that no tenant may call. BTRFS: a nested subvolume is in no snapshot and in no other's quota, and a rootfs
-/// that its tenant turned read-only or marked as received can be neither started nor copied.
-const IOCTLS_DENIED: [u32; 12] = [
-    0x5412,      // TIOCSTI: types into a terminal
-    0x541c,      // TIOCLINUX: the same for consoles
-    0x5000_940e, // BTRFS_IOC_SUBVOL_CREATE
-    0x5000_9418, // BTRFS_IOC_SUBVOL_CREATE_V2
-    0x5000_9401, // BTRFS_IOC_SNAP_CREATE
-    0x5000_9417, // BTRFS_IOC_SNAP_CREATE_V2
-    0x5000_940f, // BTRFS_IOC_SNAP_DESTROY
-    0x5000_943f, // BTRFS_IOC_SNAP_DESTROY_V2
-    0x4008_941a, // BTRFS_IOC_SUBVOL_SETFLAGS
-    0xc0c8_9425, // BTRFS_IOC_SET_RECEIVED_SUBVOL
-    0xc010_9428, // BTRFS_IOC_QUOTA_CTL
-    0x8030_942b, // BTRFS_IOC_QGROUP_LIMIT
-];
+/// What a profile opens beyond the standard one.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Opening {
+    /// For people: what for, and what it costs.
+    #[serde(rename = "description")]
+    _description: String,
+    /// Rules; each takes the place of all that the standard profile says of the calls it names.
+    syscalls: Vec<LinuxSyscall>,
+}
 
-/// The profile we ship.
+/// A profile we ship.
 ///
 /// # Errors
-/// A profile that does not parse; a test holds that it does.
-pub fn profile() -> Result<LinuxSeccomp, OciError> {
-    serde_json::from_str(PROFILE).map_err(|e| OciError::Shipped("bundles/seccomp.json", e))
+/// A profile that does not parse; a test holds that all do.
+pub fn profile(confinement: Confinement) -> Result<LinuxSeccomp, OciError> {
+    let standard: LinuxSeccomp =
+        serde_json::from_str(PROFILE).map_err(|e| OciError::Shipped("bundles/seccomp.json", e))?;
+    match OPENINGS.iter().find(|(opened, ..)| *opened == confinement) {
+        None => Ok(standard),
+        Some((_, path, text)) => {
+            let opening = serde_json::from_str(text).map_err(|e| OciError::Shipped(path, e))?;
+            Ok(open(standard, opening))
+        }
+    }
+}
+
+fn open(mut profile: LinuxSeccomp, opening: Opening) -> LinuxSeccomp {
+    let opened: Vec<&String> = opening.syscalls.iter().flat_map(LinuxSyscall::names).collect();
+    let standard = profile.syscalls().iter().flatten().cloned().filter_map(|mut rule| {
+        let kept: Vec<String> = rule.names().iter().filter(|name| !opened.contains(name)).cloned().collect();
+        let any = !kept.is_empty();
+        rule.set_names(kept);
+        any.then_some(rule)
+    });
+    let rules = standard.chain(opening.syscalls.iter().cloned()).collect();
+    profile.set_syscalls(Some(rules));
+    profile
 }
 
 /// The compiled program of a profile, from the cache if it is there.
@@ -113,7 +136,8 @@ pub fn compile(profile: &LinuxSeccomp) -> Result<Vec<u8>, OciError> {
             filter.add_rule_conditional(verdict, call, &conditions).map_err(refused)?;
         }
     }
-    let mut program = head();
+    filter.set_act_badarch(ScmpAction::KillProcess).map_err(refused)?;
+    let mut program = head::program();
     program.extend(export(&filter)?);
     if sound(&program) { Ok(program) } else { Err(OciError::Seccomp("the program is too long".to_owned())) }
 }
@@ -185,65 +209,18 @@ fn export(filter: &ScmpFilterContext) -> Result<Vec<u8>, OciError> {
     Ok(program)
 }
 
-/// One classic BPF instruction (`struct sock_filter`).
-#[derive(Debug, Clone, Copy)]
-struct Instruction {
-    code: u16,
-    jump_true: u8,
-    jump_false: u8,
-    k: u32,
-}
-
-const LOAD_WORD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
-const JUMP: u16 = 0x05; // BPF_JMP | BPF_JA
-const JUMP_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
-const JUMP_NOT_BELOW: u16 = 0x35; // BPF_JMP | BPF_JGE | BPF_K
-const RETURN: u16 = 0x06; // BPF_RET | BPF_K
-const RETURN_ERRNO: u32 = 0x0005_0000; // SECCOMP_RET_ERRNO
-const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
-const X32_BIT: u32 = 0x4000_0000;
-/// Offsets in `struct seccomp_data`: the number, the ABI, the low half of the second argument.
-const OFFSET_NUMBER: u32 = 0;
-const OFFSET_ARCH: u32 = 4;
-const OFFSET_ARG1_LOW: u32 = 24;
-
-/// What stands before the compiled program; see the module's description. Every path that does not return ends
-/// right behind the last instruction, which is the first of the compiled program.
-fn head() -> Vec<u8> {
-    let denied = IOCTLS_DENIED.len() as u8;
-    // Distances to what stands at the end: [jump past][ENOSYS][EPERM].
-    let (from_arch, from_x32, from_unknown, from_ioctl) = (denied + 8, denied + 6, denied + 3, denied + 4);
-    let op = |code, jump_true, jump_false, k| Instruction { code, jump_true, jump_false, k };
-    let mut program = vec![
-        op(LOAD_WORD, 0, 0, OFFSET_ARCH),
-        op(JUMP_EQUAL, 0, from_arch, AUDIT_ARCH_X86_64),
-        op(LOAD_WORD, 0, 0, OFFSET_NUMBER),
-        op(JUMP_NOT_BELOW, from_x32, 0, X32_BIT),
-        op(JUMP_NOT_BELOW, from_unknown, 0, SYSCALL_UNKNOWN_MIN),
-        op(JUMP_EQUAL, 0, from_ioctl, libc::SYS_ioctl as u32),
-        op(LOAD_WORD, 0, 0, OFFSET_ARG1_LOW),
-    ];
-    program.extend(
-        IOCTLS_DENIED.iter().zip((0..denied).rev()).map(|(request, left)| op(JUMP_EQUAL, left + 2, 0, *request)),
-    );
-    program.push(op(JUMP, 0, 0, 2));
-    program.push(op(RETURN, 0, 0, RETURN_ERRNO | libc::ENOSYS as u32));
-    program.push(op(RETURN, 0, 0, RETURN_ERRNO | libc::EPERM as u32));
-    program.iter().flat_map(|i| encode(*i)).collect()
-}
-
-fn encode(instruction: Instruction) -> [u8; INSTRUCTION_BYTES] {
-    let (code, k) = (instruction.code.to_ne_bytes(), instruction.k.to_ne_bytes());
-    [code[0], code[1], instruction.jump_true, instruction.jump_false, k[0], k[1], k[2], k[3]]
-}
-
 #[cfg(test)]
 mod tests {
+    use super::head::opcodes::{AND, JUMP, JUMP_EQUAL, JUMP_NOT_BELOW};
+    use super::head::{AUDIT_ARCH_X86_64, LOAD_WORD, RETURN, RETURN_ERRNO, SYSCALL_UNKNOWN_MIN, X32_BIT};
     use super::*;
 
     const ALLOW: u32 = 0x7fff_0000;
     const EPERM: u32 = RETURN_ERRNO | 1;
+    const EINVAL: u32 = RETURN_ERRNO | 22;
     const ENOSYS: u32 = RETURN_ERRNO | 38;
+    /// `SECCOMP_RET_ERRNO` without an error: the call is not made.
+    const NOTHING: u32 = RETURN_ERRNO;
 
     /// Runs a program as the kernel would, over `struct seccomp_data`.
     fn verdict(program: &[u8], arch: u32, number: i64, args: [u64; 6]) -> u32 {
@@ -266,7 +243,7 @@ mod tests {
                 JUMP_NOT_BELOW => branch(acc >= k),
                 0x25 => branch(acc > k),
                 0x45 => branch(acc & k != 0),
-                0x54 => acc &= k,
+                AND => acc &= k,
                 RETURN => return k,
                 other => panic!("instruction {other:#x}"),
             }
@@ -274,7 +251,11 @@ mod tests {
     }
 
     fn answers(number: i64, args: [u64; 6]) -> u32 {
-        verdict(&compile(&profile().unwrap()).unwrap(), AUDIT_ARCH_X86_64, number, args)
+        answers_of(Confinement::Standard, number, args)
+    }
+
+    fn answers_of(confinement: Confinement, number: i64, args: [u64; 6]) -> u32 {
+        verdict(&compile(&profile(confinement).unwrap()).unwrap(), AUDIT_ARCH_X86_64, number, args)
     }
 
     #[test]
@@ -325,6 +306,7 @@ mod tests {
             assert_eq!(flags(namespace | libc::SIGCHLD), EPERM);
         }
         assert_eq!(answers(libc::SYS_clone3, [0; 6]), ENOSYS, "its flags lie in memory, out of a filter's sight");
+        assert_eq!(answers(libc::SYS_io_setup, [0; 6]), ENOSYS, "its contexts have one bound for the whole host");
     }
 
     #[test]
@@ -334,47 +316,140 @@ mod tests {
         assert_eq!(answers(i64::from(SYSCALL_UNKNOWN_MIN) - 1, [0; 6]), EPERM, "file_setattr is known and refused");
     }
 
+    /// A value of an `int` argument, and the same with a bit above that the kernel does not look at.
+    fn both(value: u64) -> [u64; 2] {
+        [value, value | 1 << 32]
+    }
+
     #[test]
-    fn denied_ioctls_cannot_be_reached_by_their_upper_half() {
+    fn refused_ioctls_cannot_be_reached_by_their_upper_half() {
         let ioctl = |request: u64| answers(libc::SYS_ioctl, [0, request, 0, 0, 0, 0]);
-        assert_eq!(ioctl(0x5401), ALLOW);
-        for request in IOCTLS_DENIED.map(u64::from) {
+        let (tcgets, clone_file, clone_range, dedupe) = (0x5401, 0x4004_9409, 0x4020_940d, 0xc018_9436);
+        for request in [tcgets, clone_file, clone_range, dedupe] {
+            assert_eq!(ioctl(request), ALLOW, "{request:#x}");
+        }
+        let terminals = [0x5412, 0x541c, 0x5423];
+        let modules = [0x8940, 0x8941, 0x8982, 0x8983, 0x89a0, 0x89a1];
+        // SUBVOL_CREATE, its second form, SNAP_CREATE, SNAP_DESTROY, SUBVOL_SETFLAGS, SET_RECEIVED_SUBVOL, QUOTA_CTL, DEFRAG,
+        // SPACE_INFO, TREE_SEARCH, SEND.
+        let btrfs: [u64; 11] = [
+            0x5000_940e,
+            0x5000_9418,
+            0x5000_9401,
+            0x5000_940f,
+            0x4008_941a,
+            0xc0c8_9425,
+            0xc010_9428,
+            0x5000_9402,
+            0xc010_9414,
+            0xd000_9411,
+            0x4048_9426,
+        ];
+        for request in terminals.into_iter().chain(modules).chain(btrfs).flat_map(both) {
             assert_eq!(ioctl(request), EPERM, "{request:#x}");
-            assert_eq!(ioctl(request | 1 << 32), EPERM, "{request:#x} with a bit above");
         }
     }
 
     #[test]
-    fn only_everyday_socket_families_pass() {
-        let socket = |family: i32| answers(libc::SYS_socket, [family as u64, 0, 0, 0, 0, 0]);
-        for family in [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK] {
-            assert_eq!(socket(family), ALLOW);
+    fn programs_on_sockets_are_refused_and_other_options_pass() {
+        let set = |level: u64, option: u64| answers(libc::SYS_setsockopt, [0, level, option, 0, 0, 0]);
+        for option in [26, 50, 51, 52] {
+            for (level, option) in both(1).into_iter().flat_map(|level| both(option).map(|option| (level, option))) {
+                assert_eq!(set(level, option), EPERM, "{level:#x} {option:#x}");
+            }
+            assert_eq!(set(6, option), ALLOW, "the same number means another thing to TCP");
         }
-        for family in [libc::AF_PACKET, libc::AF_ALG, libc::AF_VSOCK, libc::AF_RDS] {
-            assert_eq!(socket(family), EPERM);
+        assert_eq!(set(1, 2), ALLOW);
+    }
+
+    #[test]
+    fn the_limit_of_core_dumps_stays_as_it_is() {
+        let core = u64::from(libc::RLIMIT_CORE);
+        for resource in both(core) {
+            assert_eq!(answers(libc::SYS_setrlimit, [resource, 1, 0, 0, 0, 0]), NOTHING);
+            for new in [8, 8 << 32] {
+                assert_eq!(answers(libc::SYS_prlimit64, [0, resource, new, 0, 0, 0]), NOTHING, "{new:#x}");
+            }
+            assert_eq!(answers(libc::SYS_prlimit64, [0, resource, 0, 8, 0, 0]), ALLOW, "it may be read");
         }
+        assert_eq!(answers(libc::SYS_prlimit64, [0, 7, 8, 0, 0, 0]), ALLOW);
+        assert_eq!(answers(libc::SYS_setrlimit, [7, 8, 0, 0, 0, 0]), ALLOW);
+    }
+
+    #[test]
+    fn only_everyday_sockets_pass() {
+        let socket =
+            |family: i32, protocol: i32| answers(libc::SYS_socket, [family as u64, 1, protocol as u64, 0, 0, 0]);
+        for (family, protocols) in [
+            (libc::AF_UNIX, &[0][..]),
+            (libc::AF_INET, &[0, libc::IPPROTO_TCP, libc::IPPROTO_UDP, libc::IPPROTO_ICMP, libc::IPPROTO_MPTCP]),
+            (libc::AF_INET6, &[0, libc::IPPROTO_TCP, libc::IPPROTO_UDP, libc::IPPROTO_ICMPV6]),
+            (libc::AF_NETLINK, &[libc::NETLINK_ROUTE, libc::NETLINK_KOBJECT_UEVENT]),
+        ] {
+            for protocol in protocols {
+                assert_eq!(socket(family, *protocol), ALLOW, "{family} {protocol}");
+            }
+        }
+        for family in [libc::AF_PACKET, libc::AF_ALG, libc::AF_VSOCK, libc::AF_RDS, libc::AF_KEY, libc::AF_TIPC] {
+            assert_eq!(socket(family, 0), EPERM);
+        }
+        for (family, protocol) in [
+            (libc::AF_INET, libc::IPPROTO_SCTP),
+            (libc::AF_INET6, libc::IPPROTO_SCTP),
+            (libc::AF_INET, libc::IPPROTO_DCCP),
+            (libc::AF_NETLINK, libc::NETLINK_NETFILTER),
+            (libc::AF_NETLINK, libc::NETLINK_XFRM),
+            (libc::AF_NETLINK, libc::NETLINK_CRYPTO),
+        ] {
+            assert_eq!(socket(family, protocol), EPERM, "{family} {protocol}");
+        }
+        assert_eq!(socket(libc::AF_NETLINK, libc::NETLINK_AUDIT), EINVAL, "what logins take for a kernel without");
+        let pair = |family: i32| answers(libc::SYS_socketpair, [family as u64, 1, 0, 0, 0, 0]);
+        assert_eq!((pair(libc::AF_UNIX), pair(libc::AF_TIPC)), (ALLOW, EPERM));
     }
 
     #[test]
     fn other_abis_are_never_allowed() {
-        let program = compile(&profile().unwrap()).unwrap();
+        let program = compile(&profile(Confinement::Standard).unwrap()).unwrap();
         let i386 = 0x4000_0003;
-        assert_eq!(verdict(&program, i386, 0, [0; 6]), 0, "SECCOMP_RET_KILL_THREAD");
+        assert_eq!(verdict(&program, i386, 0, [0; 6]), 0x8000_0000, "SECCOMP_RET_KILL_PROCESS");
         assert_ne!(verdict(&program, AUDIT_ARCH_X86_64, i64::from(X32_BIT), [0; 6]), ALLOW);
     }
 
     #[test]
-    fn every_name_in_the_profile_has_a_number() {
-        let profile = profile().unwrap();
-        let names = profile.syscalls().iter().flatten().flat_map(|rule| rule.names());
-        let unknown: Vec<_> = names.filter(|name| resolve(name).is_none()).collect();
-        assert!(unknown.is_empty(), "{unknown:?}");
+    fn every_name_in_a_profile_has_a_number() {
+        for profile in Confinement::ALL.map(|one| profile(one).unwrap()) {
+            let names = profile.syscalls().iter().flatten().flat_map(|rule| rule.names());
+            let unknown: Vec<_> = names.filter(|name| resolve(name).is_none()).collect();
+            assert!(unknown.is_empty(), "{unknown:?}");
+        }
+    }
+
+    #[test]
+    fn a_profile_that_opens_more_opens_that_alone() {
+        let namespace = [(libc::CLONE_NEWUSER | libc::SIGCHLD) as u64, 0, 0, 0, 0, 0];
+        let changed = |confinement| {
+            let of = |one, call| answers_of(one, call, namespace);
+            (0..470).filter(|call| of(confinement, *call) != of(Confinement::Standard, *call)).collect::<Vec<i64>>()
+        };
+        assert_eq!(
+            changed(Confinement::IoUring),
+            [libc::SYS_io_uring_setup, libc::SYS_io_uring_enter, libc::SYS_io_uring_register]
+        );
+        let nested = changed(Confinement::Nested);
+        for call in [libc::SYS_clone, libc::SYS_unshare, libc::SYS_setns, libc::SYS_mount, libc::SYS_pivot_root] {
+            assert!(nested.contains(&call), "{call}");
+        }
+        for call in [libc::SYS_clone3, libc::SYS_bpf, libc::SYS_io_uring_setup, libc::SYS_open_by_handle_at] {
+            assert!(!nested.contains(&call), "{call}");
+        }
+        assert_eq!(nested.len(), 15);
     }
 
     #[test]
     fn a_torn_cache_file_is_replaced() {
         let dir = tempfile::tempdir().unwrap();
-        let profile = profile().unwrap();
+        let profile = profile(Confinement::Standard).unwrap();
         let fresh = cached(dir.path(), &profile).unwrap();
         let file = fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
         fs::write(&file, &fresh[..13]).unwrap();
