@@ -21,6 +21,7 @@ mod client;
 mod files;
 pub mod helper;
 pub mod process;
+mod ramdisk;
 mod wire;
 
 use std::path::PathBuf;
@@ -32,6 +33,7 @@ pub use crate::domain::process::{Exit, Init};
 use crate::domain::{Bytes, ContainerId, EnvVars};
 
 pub use client::{HelperRuntime, become_subreaper};
+pub use ramdisk::{RAMDISK, Resized};
 
 /// Files a start needs; all absolute.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +57,14 @@ pub struct Pins {
     pub user: PathBuf,
     /// The network namespace, owned by it.
     pub net: PathBuf,
+}
+
+impl Pins {
+    /// Those of a container whose helper has ended.
+    pub fn of(init: Init) -> Self {
+        let namespace = |name: &str| PathBuf::from(format!("/proc/{}/ns/{name}", init.pid));
+        Self { user: namespace("user"), net: namespace("net") }
+    }
 }
 
 /// A command to run inside a running container, as its init would run it.
@@ -167,6 +177,8 @@ pub trait Runtime: Send + Sync + std::fmt::Debug {
     /// Sends a signal to init; whether it was there to get it. Signals that init, being pid 1 of its namespace,
     /// would never see (no handler, not SIGKILL) give [`Delivery::Ignored`].
     fn signal(&self, init: Init, signal: i32) -> Result<Delivery, RuntimeError>;
+    /// Gives the ramdisk of a running container another size; `None`: bounded by its memory alone.
+    async fn resize_ramdisk(&self, init: Init, size: Option<Bytes>) -> Result<Resized, RuntimeError>;
     /// Runs a command inside, with init's namespaces, cgroup, ids, capabilities, rlimits, no_new_privs and seccomp.
     async fn exec(&self, id: ContainerId, init: Init, request: &ExecRequest) -> Result<ExecOutcome, RuntimeError>;
     /// Ends a helper that is still there, removes the runtime's state and bundle. Init must be dead or is killed. A

@@ -11,7 +11,7 @@ mod statuses;
 use std::collections::HashMap;
 use std::fs;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,8 +20,11 @@ use async_trait::async_trait;
 use tokio::sync::Mutex as AsyncMutex;
 
 use super::wire::{Failure, Places, StartReport, StartRequest};
-use super::{Delivery, ExecOutcome, ExecRequest, Exit, Init, Launch, Pins, Runtime, RuntimeError, files, process};
-use crate::domain::ContainerId;
+use super::{
+    Delivery, ExecOutcome, ExecRequest, Exit, Init, Launch, Pins, Resized, Runtime, RuntimeError, files, process,
+    ramdisk,
+};
+use crate::domain::{Bytes, Confinement, ContainerId};
 use crate::sys::oci::seccomp;
 use session::Session;
 use statuses::Statuses;
@@ -36,6 +39,9 @@ const START_WAIT_MS_MAX: u64 = 15_000;
 const EXIT_WAIT_MS_MAX: u64 = 10_000;
 /// How long a killed init may take to be gone.
 const KILL_WAIT_MS_MAX: u64 = 10_000;
+/// How long a helper that lost its daemon may take to undo its start.
+const UNDO_WAIT_MS_MAX: u64 = 10_000;
+const UNDO_POLL_MS: u64 = 5;
 /// After this it is looked for what keeps it.
 const KILL_SWEEP_MS: u64 = 200;
 
@@ -80,10 +86,12 @@ impl HelperRuntime {
         };
         for (path, mode) in [(runtime.containers(), 0o711), (runtime.seccomp_cache(), 0o700)] {
             let made = fs::DirBuilder::new().recursive(true).mode(mode).create(&path);
+            let made = made.and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(mode)));
             made.map_err(|source| RuntimeError::Io { action: "create", path, source })?;
         }
         // Compiled now, so that no start pays for it.
-        let compiled = seccomp::profile().and_then(|profile| seccomp::cached(&runtime.seccomp_cache(), &profile));
+        let compiled = seccomp::profile(Confinement::Standard)
+            .and_then(|profile| seccomp::cached(&runtime.seccomp_cache(), &profile));
         compiled.map_err(|error| RuntimeError::Io {
             action: "compile the seccomp profile into",
             path: runtime.seccomp_cache(),
@@ -160,6 +168,24 @@ impl HelperRuntime {
     /// Init as the files say: of a start in an earlier life of the daemon, too.
     fn noted_init(&self, id: ContainerId) -> Option<Init> {
         serde_json::from_slice(&fs::read(self.places(id).init()).ok()?).ok()
+    }
+
+    /// Removes a container's files, once no helper of an earlier daemon works on them any more.
+    async fn remove_files(&self, id: ContainerId) -> Result<(), RuntimeError> {
+        let dir = self.places(id).dir;
+        for _ in 0..UNDO_WAIT_MS_MAX / UNDO_POLL_MS {
+            let removed = match files::claim(&dir) {
+                Ok(None) => {
+                    tokio::time::sleep(Duration::from_millis(UNDO_POLL_MS)).await;
+                    continue;
+                }
+                Ok(Some(_claim)) => files::remove(&dir),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                Err(error) => Err(error),
+            };
+            return removed.map_err(|source| RuntimeError::Io { action: "remove", path: dir, source });
+        }
+        Err(RuntimeError::Timeout { id, step: "undo", waited_ms: UNDO_WAIT_MS_MAX })
     }
 
     async fn kill_init(&self, id: ContainerId, init: Init) -> Result<(), RuntimeError> {
@@ -245,6 +271,13 @@ impl Runtime for HelperRuntime {
         })
     }
 
+    async fn resize_ramdisk(&self, init: Init, size: Option<Bytes>) -> Result<Resized, RuntimeError> {
+        let done = tokio::task::spawn_blocking(move || ramdisk::resize(init, size)).await;
+        let done = done.unwrap_or_else(|join| Err(io::Error::other(join)));
+        let path = PathBuf::from(format!("/proc/{}/root{}", init.pid, super::RAMDISK));
+        done.map_err(|source| RuntimeError::Io { action: "give another size to", path, source })
+    }
+
     async fn exec(&self, id: ContainerId, init: Init, request: &ExecRequest) -> Result<ExecOutcome, RuntimeError> {
         session::exec(id, &self.helper, self.places(id), init, request).await
     }
@@ -266,8 +299,7 @@ impl Runtime for HelperRuntime {
             orphans::end().await;
         }
         self.sessions().remove(&id);
-        let dir = self.places(id).dir;
-        files::remove(&dir).map_err(|source| RuntimeError::Io { action: "remove", path: dir, source })
+        self.remove_files(id).await
     }
 
     async fn list(&self) -> Result<Vec<ContainerId>, RuntimeError> {

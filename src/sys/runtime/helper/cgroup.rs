@@ -1,4 +1,5 @@
-//! The control groups of a running init, for one more process to join: one file on v2, one a hierarchy on v1.
+//! The control groups of a running init, for one more process to join: one file on v2, one a hierarchy on v1. And where a
+//! container sees v1's.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -55,6 +56,31 @@ fn mount_point<'a>(line: &'a str, controllers: &str) -> Option<&'a str> {
     (ours && root == "/").then_some(point)
 }
 
+/// Where libcontainer mounts v1 hierarchies inside, and last the folder they are in; nothing on v2, where it is one mount.
+pub fn hierarchies_inside() -> io::Result<Vec<String>> {
+    Ok(inside(&fs::read_to_string("/proc/self/mountinfo")?))
+}
+
+/// It mounts each under its folder's name, if that is where Linux has them.
+fn inside(mountinfo: &str) -> Vec<String> {
+    const ROOT: &str = "/sys/fs/cgroup";
+    let mut found: Vec<String> = mountinfo
+        .lines()
+        .filter_map(|line| {
+            let (head, tail) = line.split_once(" - ")?;
+            let point = head.split(' ').nth(4)?;
+            (tail.starts_with("cgroup ") && point.starts_with(ROOT)).then(|| point.rsplit('/').next())?
+        })
+        .map(|name| format!("{ROOT}/{name}"))
+        .collect();
+    found.sort();
+    found.dedup();
+    if !found.is_empty() {
+        found.push(ROOT.to_owned());
+    }
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -78,9 +104,17 @@ mod tests {
     }
 
     #[test]
+    fn on_v1_every_hierarchy_inside_is_named_and_the_folder_comes_last() {
+        let root = "/sys/fs/cgroup";
+        let wanted = ["/cpu,cpuacct", "/memory", "/systemd", ""].map(|name| format!("{root}{name}"));
+        assert_eq!(inside(HYBRID), wanted, "the one elsewhere is not mounted inside");
+    }
+
+    #[test]
     fn on_v2_there_is_one_file() {
         let mounts = "29 25 0:24 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n";
         let found = files(mounts, "0::/system.slice/tenantry.service\n", "0::/tenantry/1\n");
         assert_eq!(found, [PathBuf::from("/sys/fs/cgroup/tenantry/1/cgroup.procs")]);
+        assert!(inside(mounts).is_empty());
     }
 }

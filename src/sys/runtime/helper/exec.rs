@@ -15,6 +15,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
@@ -25,7 +26,7 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{Gid, Pid, Uid, chdir, getcwd, setgroups, setresgid, setresuid, setsid};
+use nix::unistd::{Gid, Uid, chdir, getcwd, setgroups, setresgid, setresuid, setsid};
 
 use super::cgroup::Membership;
 use super::kernel::{self, Fork};
@@ -132,11 +133,26 @@ impl Place {
 
 /// Init's resource limits and oom score, while we may still raise our own.
 fn take_limits(init: i32) -> Result<(), Failure> {
-    for resource in 0..RLIMITS {
-        kernel::copy_rlimit(Pid::from_raw(init), resource).step("take init's limits")?;
+    // As a file, because prlimit(2) tells them of another user's process to nobody without CAP_SYS_RESOURCE.
+    let text = fs::read_to_string(format!("/proc/{init}/limits")).step("read init's limits")?;
+    for (resource, (soft, hard)) in (0..RLIMITS).zip(limits(&text)?) {
+        kernel::set_rlimit(resource, soft, hard).step("take init's limits")?;
     }
     let score = fs::read(format!("/proc/{init}/oom_score_adj")).step("take init's oom score")?;
     fs::write("/proc/self/oom_score_adj", score).step("take init's oom score")
+}
+
+/// Soft and hard limits from a process's `limits` file: a line for each kind, in the order of the kernel's numbers, in columns of
+/// fixed width.
+fn limits(text: &str) -> Result<Vec<(u64, u64)>, Failure> {
+    let value = |line: &str, column: Range<usize>| match line.get(column).map(str::trim) {
+        Some("unlimited") => Some(libc::RLIM_INFINITY),
+        other => other.and_then(|digits| digits.parse().ok()),
+    };
+    let limits = text.lines().skip(1).map(|line| Some((value(line, 26..46)?, value(line, 47..67)?)));
+    let limits: Option<Vec<_>> = limits.collect();
+    let malformed = || io::Error::new(io::ErrorKind::InvalidData, "the kernel lists them in an unknown form");
+    limits.filter(|limits| limits.len() == RLIMITS as usize).ok_or_else(malformed).step("read init's limits")
 }
 
 /// Joins every namespace of init's; the pid namespace is the next child's.
@@ -240,4 +256,20 @@ fn executed(mut outcome: File) -> Result<(), Failure> {
         return Ok(());
     }
     Err(serde_json::from_slice(&line).step("read the command's report")?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::resource::{Resource, getrlimit};
+
+    #[test]
+    fn limits_are_read_as_the_kernel_writes_them() {
+        let own = limits(&fs::read_to_string("/proc/self/limits").unwrap()).unwrap();
+        let found = [Resource::RLIMIT_CPU, Resource::RLIMIT_STACK, Resource::RLIMIT_NOFILE, Resource::RLIMIT_RTTIME];
+        for resource in found {
+            assert_eq!(own[resource as usize], getrlimit(resource).unwrap(), "{resource:?}");
+        }
+        assert!(limits("Limit  Soft Limit  Hard Limit  Units\n").is_err());
+    }
 }

@@ -92,6 +92,20 @@ pub fn load_seccomp(program: &[u8]) -> io::Result<()> {
     check(done)
 }
 
+/// Leaves the session keyring that was inherited for a new, empty one, which nothing else can reach.
+pub fn new_session_keyring() -> io::Result<()> {
+    const KEYCTL_JOIN_SESSION_KEYRING: libc::c_long = 1;
+    // SAFETY: a null name asks for an anonymous keyring; no memory is handed over.
+    let joined = check(unsafe {
+        libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>())
+    });
+    match joined {
+        // A kernel without keys has none to separate.
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
+        joined => joined,
+    }
+}
+
 /// Marks every descriptor from 3 on to be closed by execve.
 pub fn close_on_exec_from_three() -> io::Result<()> {
     // SAFETY: no memory is handed over; the descriptors stay open and owned until execve.
@@ -106,22 +120,12 @@ pub fn default_signals() -> io::Result<()> {
     Ok(sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?)
 }
 
-/// Another process's resource limit (soft and hard) set on ourselves.
-pub fn copy_rlimit(from: Pid, resource: libc::__rlimit_resource_t) -> io::Result<()> {
-    let limit = read_rlimit(from, resource)?;
-    set_rlimit(resource, limit.rlim_cur, limit.rlim_max)
-}
-
 /// The most that we may set a resource limit to, without a privilege.
 pub fn hard_rlimit(resource: libc::__rlimit_resource_t) -> io::Result<u64> {
-    Ok(read_rlimit(Pid::from_raw(0), resource)?.rlim_max)
-}
-
-fn read_rlimit(from: Pid, resource: libc::__rlimit_resource_t) -> io::Result<libc::rlimit> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `limit` is a `struct rlimit` for the kernel to fill; a null new limit changes nothing.
-    check(unsafe { libc::prlimit(from.as_raw(), resource, std::ptr::null(), &raw mut limit) }.into())?;
-    Ok(limit)
+    check(unsafe { libc::prlimit(0, resource, std::ptr::null(), &raw mut limit) }.into())?;
+    Ok(limit.rlim_max)
 }
 
 /// A resource limit of ourselves.

@@ -6,17 +6,23 @@
 //!
 //! The network namespace must belong to the new user namespace: init could not mount /sys nor own its sockets
 //! otherwise, and libcontainer would fail to enter a foreign one.
+//!
+//! The user namespace must belong to a user of its own. The kernel counts what users hold without a cgroup (inotify instances,
+//! message queues, pending signals, namespaces) against the user inside and again against the owner of the namespace. Were all
+//! owned by root, one container could use up what root may have, and no other, nor the host's own services, would get any.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
+use caps::CapSet;
+use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::prctl::set_pdeathsig;
+use nix::sys::prctl::{set_keepcaps, set_pdeathsig};
 use nix::sys::signal::Signal;
 use nix::sys::wait::waitpid;
-use nix::unistd::Pid;
+use nix::unistd::{Gid, Pid, Uid, setresgid, setresuid};
 
 use super::kernel::{Fork, exit_child, fork};
 use super::{Step, pipe};
@@ -38,7 +44,7 @@ impl Namespaces {
         let child = match fork().step("fork")? {
             Fork::Child => {
                 drop((ready, hold));
-                exit_child(hold_new_namespaces(ready_child, hold_child))
+                exit_child(hold_new_namespaces(first_id, ready_child, hold_child))
             }
             Fork::Parent(child) => child,
         };
@@ -51,13 +57,26 @@ impl Namespaces {
 }
 
 /// The child's whole life: make the namespaces, say so, wait until they are held.
-fn hold_new_namespaces(mut ready: File, mut hold: File) -> i32 {
-    let made =
-        set_pdeathsig(Signal::SIGKILL).and_then(|()| unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET));
-    let errno = made.err().map_or(0, |errno| errno as i32);
+fn hold_new_namespaces(owner: u32, mut ready: File, mut hold: File) -> i32 {
+    let errno = new_namespaces(owner).err().map_or(0, |errno| errno as i32);
     let said = ready.write_all(&errno.to_ne_bytes());
     let waited = hold.read(&mut [0]);
     i32::from(said.is_err() || waited.is_err())
+}
+
+/// Makes the namespaces as the container's own root is known outside, and so owned by it. That gives it nothing: only a process
+/// that is outside of the namespace has power over it by owning it.
+fn new_namespaces(owner: u32) -> nix::Result<()> {
+    let (uid, gid) = (Uid::from_raw(owner), Gid::from_raw(owner));
+    set_keepcaps(true)?;
+    setresgid(gid, gid, gid)?;
+    setresuid(uid, uid, uid)?;
+    // A host may forbid user namespaces to all but CAP_SYS_ADMIN.
+    let regained = caps::read(None, CapSet::Permitted).and_then(|kept| caps::set(None, CapSet::Effective, &kept));
+    regained.map_err(|_| Errno::EPERM)?;
+    // Changing the user has cleared it.
+    set_pdeathsig(Signal::SIGKILL)?;
+    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET)
 }
 
 fn adopt(child: Pid, ready: &mut File, first_id: u32) -> Result<Namespaces, Failure> {

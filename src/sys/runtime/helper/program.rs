@@ -69,6 +69,9 @@ pub fn execute(program: &CStr, args: &[CString], env: &[CString], filter: &[u8])
     if let Err(error) = kernel::default_signals() {
         return step("reset the signals", error);
     }
+    if let Err(error) = kernel::new_session_keyring() {
+        return step("leave the daemon's keyring", error);
+    }
     if !filter.is_empty()
         && let Err(error) = kernel::load_seccomp(filter)
     {

@@ -10,7 +10,7 @@
 //! do it. A failed step does the same before it is reported. Until execve init dies with the helper.
 
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, fchown};
 use std::path::Path;
@@ -30,6 +30,7 @@ use super::namespaces::{Namespaces, path_for_others, path_for_ourselves};
 use super::program::Workload;
 use super::{Daemon, NAME, Step, kernel, pipe, rootfs};
 use crate::sys::oci::{self, seccomp};
+use crate::sys::runtime::files::Claim;
 use crate::sys::runtime::wire::{Failure, Places, StartReport, StartRequest};
 use crate::sys::runtime::{Init, Launch, files, process};
 
@@ -38,6 +39,9 @@ const OUTCOME_WAIT_MS_MAX: u16 = 1_000;
 /// How long killed children may take to die before they are left to the subreaper.
 const REAP_WAIT_MS_MAX: u64 = 1_000;
 const REAP_POLL_MS: u64 = 1;
+/// How long a helper of an earlier daemon may go on undoing its start of the same container; less than the daemon waits for ours.
+const CLAIM_WAIT_MS_MAX: u64 = 10_000;
+const CLAIM_POLL_MS: u64 = 5;
 /// What libcontainer calls its processes until they execute something.
 pub const LIBCONTAINER_NAMES: &str = "youki:[";
 
@@ -50,10 +54,14 @@ pub fn run() -> io::Result<()> {
     // Only now: the daemon has noted our pid before it wrote, so it takes nothing of ours for an orphan.
     nix::sys::prctl::set_name(NAME)?;
     let mut container = None;
-    let done = serve(&mut daemon, &launch, &places, &mut container);
-    if !matches!(done, Ok(true)) {
-        undo(container, &places);
-    }
+    let done = claim(&places).and_then(|claim| {
+        let done = serve(&mut daemon, &launch, &places, &mut container);
+        if !matches!(done, Ok(true)) {
+            undo(container, &places);
+        }
+        drop(claim);
+        done
+    });
     match done {
         Ok(_) => Ok(()),
         Err(failure) => daemon.say(&StartReport::Failed(failure)),
@@ -67,7 +75,6 @@ fn serve(
     places: &Places,
     container: &mut Option<Container>,
 ) -> Result<bool, Failure> {
-    settle(places)?;
     let namespaces = Namespaces::make(launch.first_id)?;
     let (user, net) = (path_for_others(&namespaces.user), path_for_others(&namespaces.net));
     daemon.say(&StartReport::Prepared { user, net }).step("report")?;
@@ -80,7 +87,7 @@ fn serve(
     let (outcome, outcome_init) = pipe().map(|(r, w)| (File::from(r), File::from(w))).step("make a pipe")?;
     let made = build(launch, places, log, Workload::new(filter, outcome_init));
     let init = created(made, container, &outcome)?;
-    fs::write(places.init(), serde_json::to_vec(&init).step("note init")?).step("note init")?;
+    write_private(&places.init(), &serde_json::to_vec(&init).step("note init")?).step("note init")?;
     daemon.say(&StartReport::Created(init)).step("report")?;
 
     let Some(StartRequest::Start) = daemon.next().step("read the daemon's request")? else { return Ok(false) };
@@ -92,18 +99,44 @@ fn serve(
     Ok(true)
 }
 
-/// What init would inherit from the daemon and should not, and the folders everything goes to.
-fn settle(places: &Places) -> Result<(), Failure> {
+/// Makes the container's folder ours, once nobody else works in it, and leaves what init should not inherit from the daemon.
+fn claim(places: &Places) -> Result<Claim, Failure> {
     setgroups(&[]).step("drop the daemon's groups")?;
     umask(Mode::from_bits_truncate(0o022));
-    let folder = |path: &Path, mode| fs::DirBuilder::new().recursive(true).mode(mode).create(path);
-    folder(&places.dir, 0o711).step("make the runtime folder")?;
-    folder(&places.rootfs(), 0o711).step("make the runtime folder")?;
-    folder(&places.bundle(), 0o700).step("make the runtime folder")
+    let deadline = Instant::now() + Duration::from_millis(CLAIM_WAIT_MS_MAX);
+    loop {
+        folder(&places.dir, 0o711)?;
+        match files::claim(&places.dir) {
+            Ok(Some(claim)) => return make_folders(places).map(|()| claim),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).step("lock the runtime folder"),
+            _ if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(CLAIM_POLL_MS)),
+            _ => {
+                let message = format!("an earlier helper works on it for more than {CLAIM_WAIT_MS_MAX} ms");
+                return Err(Failure::Step { step: "lock the runtime folder".to_owned(), message });
+            }
+        }
+    }
+}
+
+fn folder(path: &Path, mode: u32) -> Result<(), Failure> {
+    fs::DirBuilder::new().recursive(true).mode(mode).create(path).step("make the runtime folder")
+}
+
+/// The folder above may be passed by whoever passes to the rootfs.
+fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    file.write_all(bytes)
+}
+
+fn make_folders(places: &Places) -> Result<(), Failure> {
+    folder(&places.rootfs(), 0o711)?;
+    folder(&places.state(), 0o700)?;
+    folder(&places.bundle(), 0o700)
 }
 
 /// Derives what libcontainer is given from the container's bundle: the same but for the place of the rootfs, the
-/// namespaces that are there already, and seccomp, which we load ourselves.
+/// namespaces that are there already, and seccomp, which we load ourselves. What of v1's control groups it would mount
+/// writable, though the bundle says `ro`, is closed as a path.
 fn private_bundle(launch: &Launch, places: &Places, namespaces: &Namespaces) -> Result<(Spec, Vec<u8>), Failure> {
     let mut spec = Spec::load(launch.bundle.join(oci::CONFIG)).step("read the bundle")?;
     let mut linux = spec.linux().clone().unwrap_or_default();
@@ -111,7 +144,7 @@ fn private_bundle(launch: &Launch, places: &Places, namespaces: &Namespaces) -> 
         Some(profile) => seccomp::cached(&places.seccomp_cache, profile).step("compile the seccomp profile")?,
         None => Vec::new(),
     };
-    fs::write(places.filter(), &filter).step("keep the seccomp filter")?;
+    write_private(&places.filter(), &filter).step("keep the seccomp filter")?;
     let mut list = linux.namespaces().clone().unwrap_or_default();
     for namespace in &mut list {
         match namespace.typ() {
@@ -120,7 +153,9 @@ fn private_bundle(launch: &Launch, places: &Places, namespaces: &Namespaces) -> 
             _ => namespace,
         };
     }
-    linux.set_seccomp(None).set_namespaces(Some(list));
+    let mut closed = linux.readonly_paths().clone().unwrap_or_default();
+    closed.extend(super::cgroup::hierarchies_inside().step("find the cgroup hierarchies")?);
+    linux.set_seccomp(None).set_namespaces(Some(list)).set_readonly_paths(Some(closed));
     let mut root = spec.root().clone().unwrap_or_default();
     root.set_path(places.rootfs());
     spec.set_linux(Some(linux)).set_root(Some(root));
