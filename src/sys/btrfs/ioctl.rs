@@ -306,8 +306,7 @@ pub fn commit(pool: BorrowedFd<'_>) -> io::Result<()> {
     call(pool, iow::<u64>(22), &mut transid).map(drop)
 }
 
-/// `BTRFS_IOC_SYNC`: everything on disk, counters of the quota tree too. The tests need exact figures.
-#[cfg(test)]
+/// `BTRFS_IOC_SYNC`: everything on disk, counters of the quota tree too. Wakes the cleaner also where no transaction is open.
 pub fn sync(pool: BorrowedFd<'_>) -> io::Result<()> {
     call_number(pool, ioc(0, 8, 0), 0).map(drop)
 }

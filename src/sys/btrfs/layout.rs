@@ -8,8 +8,9 @@
 //!   <pool>/containers/<id>/logs/
 //! ```
 //!
-//! A container's init runs under ids of its own and walks down to its rootfs, so every folder above one is 0711: it may be
-//! passed through, and not be listed. Logs are nobody's but root's: 0700.
+//! Every folder above a rootfs is root's alone. On the disk a rootfs is owned by ids from 0 up, so a file that its tenant has
+//! made setuid root is that on the host too: whoever may pass these folders, and guesses an id, would be root by it. A container's init
+//! need not pass: it gets its rootfs as a mount elsewhere (`sys/runtime/helper/rootfs.rs`).
 
 use std::fs::DirBuilder;
 use std::io;
@@ -18,9 +19,7 @@ use std::path::{Path, PathBuf};
 
 use crate::domain::{ContainerId, ImageId};
 
-/// Mode of every folder above a rootfs.
-pub const PASS_MODE: u32 = 0o711;
-/// Mode of folders that are only root's.
+/// Mode of every folder of a pool.
 pub const PRIVATE_MODE: u32 = 0o700;
 
 /// The paths of one pool.
@@ -95,8 +94,8 @@ impl PoolLayout {
     /// # Errors
     /// The kernel's answer.
     pub fn make_pool_folders(&self) -> io::Result<()> {
-        make_dir(&self.images(), PASS_MODE)?;
-        make_dir(&self.containers(), PASS_MODE)
+        make_dir(&self.images(), PRIVATE_MODE)?;
+        make_dir(&self.containers(), PRIVATE_MODE)
     }
 
     /// Makes an image's folder. Idempotent.
@@ -104,7 +103,7 @@ impl PoolLayout {
     /// # Errors
     /// The kernel's answer.
     pub fn make_image_folder(&self, id: ImageId) -> io::Result<()> {
-        make_dir(&self.image(id), PASS_MODE)
+        make_dir(&self.image(id), PRIVATE_MODE)
     }
 
     /// Makes a container's folder with those in it, but not its rootfs. Idempotent.
@@ -112,7 +111,7 @@ impl PoolLayout {
     /// # Errors
     /// The kernel's answer.
     pub fn make_container_folders(&self, id: ContainerId) -> io::Result<()> {
-        make_dir(&self.container(id), PASS_MODE)?;
+        make_dir(&self.container(id), PRIVATE_MODE)?;
         make_dir(&self.snapshots(id), PRIVATE_MODE)?;
         make_dir(&self.logs(id), PRIVATE_MODE)
     }
@@ -154,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn folders_above_a_rootfs_may_be_passed_through_and_not_listed() {
+    fn folders_above_a_rootfs_are_roots_alone() {
         let folder = tempfile::tempdir().unwrap();
         let layout = PoolLayout::new(folder.path());
         let (container, image) = (ContainerId::generate(), ImageId::generate());
@@ -165,7 +164,7 @@ mod tests {
         }
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
         for path in [layout.images(), layout.containers(), layout.container(container), layout.image(image)] {
-            assert_eq!(mode(&path), 0o711, "{}", path.display());
+            assert_eq!(mode(&path), 0o700, "{}", path.display());
         }
         assert_eq!(mode(&layout.logs(container)), 0o700);
         assert_eq!(mode(&layout.snapshots(container)), 0o700);

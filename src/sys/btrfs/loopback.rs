@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use super::layout::{PASS_MODE, PoolLayout, make_dir};
+use super::layout::{PRIVATE_MODE, PoolLayout, make_dir};
 use super::mounts::{Mount, mount_at};
 use super::pool::{BtrfsPool, fail, is_btrfs, open_dir, space_of};
 use super::{PoolError, PoolSpace, ioctl};
@@ -155,7 +155,7 @@ pub(super) fn open_blocking(options: &PoolOptions) -> Result<OpenedPool, PoolErr
 
 /// What follows once the filesystem is in place.
 fn finish(path: &Path, created: bool, was_mounted: bool) -> Result<OpenedPool, PoolError> {
-    make_dir(path, PASS_MODE).map_err(|e| fail("change the mode of", path, e))?;
+    make_dir(path, PRIVATE_MODE).map_err(|e| fail("change the mode of", path, e))?;
     let pool = BtrfsPool::open(path)?;
     let layout = PoolLayout::new(path);
     layout.make_pool_folders().map_err(|e| fail("make the folders of", path, e))?;
@@ -171,9 +171,9 @@ fn finish(path: &Path, created: bool, was_mounted: bool) -> Result<OpenedPool, P
     Ok(OpenedPool { pool, layout, backing, created, adopted, is_our_mount })
 }
 
-/// Missing parents are made so that a container's init may pass through them; those that are there are not touched.
+/// Missing parents are made for root alone; those that are there are not touched.
 fn make_parents(path: &Path) -> io::Result<()> {
-    std::fs::DirBuilder::new().recursive(true).mode(PASS_MODE).create(path)
+    std::fs::DirBuilder::new().recursive(true).mode(PRIVATE_MODE).create(path)
 }
 
 /// `<pool>.img`, beside the folder.

@@ -13,7 +13,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use layout::{PASS_MODE, PRIVATE_MODE, PoolLayout};
+pub use layout::{PRIVATE_MODE, PoolLayout};
 pub use loopback::{Backing, LOOP_FILE_MIN, OpenedPool, POOL_HEADROOM, PoolOptions, open_pool, space_at};
 pub use pool::{BtrfsPool, QuotaMode};
 

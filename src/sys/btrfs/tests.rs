@@ -249,7 +249,7 @@ async fn programs_run_from_the_pool_though_it_is_nosuid() {
     fs::copy("/bin/true", path.join("true")).unwrap();
     assert!(std::process::Command::new(path.join("true")).status().unwrap().success());
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
-    assert_eq!(mode(&test.options.path), 0o711);
+    assert_eq!(mode(&test.options.path), 0o700);
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use crate::domain::{Bytes, ContainerId, Instance, Limits};
 
 use super::layout::{Hierarchy, Layout};
 use super::plan::{self, DeviceNumber, Write};
-use super::{CgroupError, Cgroups, Usage, Version, removal};
+use super::{Alarms, CgroupError, Cgroups, Usage, Version, removal};
 
 /// How long a container may take to freeze or thaw; a task that waits for a disk freezes when the disk answers.
 const FREEZE_MS_MAX: u64 = 5_000;
@@ -101,6 +101,14 @@ impl Cgroups for KernelCgroups {
         self.run(move |groups| groups.usage(id)).await
     }
 
+    async fn alarms(&self, ids: Vec<ContainerId>) -> Result<Vec<(ContainerId, Alarms)>, CgroupError> {
+        self.run(move |groups| {
+            let look = |id| groups.alarms(id).transpose().map(|alarms| alarms.map(|alarms| (id, alarms)));
+            ids.into_iter().filter_map(look).collect()
+        })
+        .await
+    }
+
     async fn freeze(&self, id: ContainerId, frozen: bool) -> Result<(), CgroupError> {
         self.run(move |groups| groups.freeze(id, frozen)).await
     }
@@ -180,9 +188,9 @@ impl Groups {
         };
         let writes = plan::writes(self.layout.version(), limits, self.device, memsw_now)?;
         if let (Version::V2, Some(folder), Some(limit)) = (self.layout.version(), &memory, limits.memory) {
-            self.make_room(id, folder, limit)?;
+            self.make_room(id, folder, limit).map_err(of_limit("memory"))?;
         }
-        writes.iter().try_for_each(|write| self.apply(id, write))
+        writes.iter().try_for_each(|write| self.apply(id, write).map_err(of_limit(write.limit())))
     }
 
     /// Before a v2 memory limit is lowered: lets the kernel reclaim down to the new one, and refuses it where that is
@@ -273,6 +281,21 @@ impl Groups {
             pids: need_number(&self.folder(id, "pids")?.join("pids.current"))?,
             oom_kills: read_key(&folder.join("memory.events"), "oom_kill")?,
         })
+    }
+
+    fn alarms(&self, id: ContainerId) -> Result<Option<Alarms>, CgroupError> {
+        let file = match self.layout.version() {
+            Version::V1 => "memory.oom_control",
+            Version::V2 => "memory.events",
+        };
+        let count = |controller, file: &str, key| match read_key(&self.folder(id, controller)?.join(file), key) {
+            // It is going away, or its controller is off: nothing was counted.
+            Err(CgroupError::Io { source, .. }) if gone(&source) => Ok(None),
+            count => count.map(Some),
+        };
+        let (oom, pids) = (count("memory", file, "oom_kill")?, count("pids", "pids.events", "max")?);
+        let alarms = || Alarms { oom_kills: oom.unwrap_or(0), pids_refused: pids.unwrap_or(0) };
+        Ok(oom.or(pids).is_some().then(alarms))
     }
 
     /// A freeze that does not come about is taken back: a container is running or paused, never between.
@@ -439,6 +462,10 @@ pub(super) fn busy(error: &std::io::Error) -> bool {
     error.raw_os_error() == Some(libc::EBUSY)
 }
 
+fn of_limit(limit: &'static str) -> impl Fn(CgroupError) -> CgroupError {
+    move |source| CgroupError::Limit { limit, source: Box::new(source) }
+}
+
 /// A control file's controller, by the start of its name.
 fn controller_of(path: &Path) -> &'static str {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
@@ -492,6 +519,13 @@ mod tests {
         }
     }
 
+    fn cause_of(limit: &str, error: CgroupError) -> CgroupError {
+        match error {
+            CgroupError::Limit { limit: found, source } if found == limit => *source,
+            other => panic!("not about {limit}: {other}"),
+        }
+    }
+
     const FILES: [(&str, &str); 10] = [
         ("memory.max", "max\n"),
         ("memory.high", "max\n"),
@@ -530,7 +564,8 @@ mod tests {
         let tree = Tree::new(&FILES);
         let limits = Limits { disk_read_bps: Some(BytesPerSecond(1)), ..Limits::default() };
         let error = tree.cgroups().set_limits(tree.id, &limits).await.unwrap_err();
-        assert_eq!(error.to_string(), "the host has no `io` controller, which this limit needs");
+        let cause = cause_of("disk_read_bps", error);
+        assert_eq!(cause.to_string(), "the host has no `io` controller, which this limit needs");
     }
 
     #[tokio::test]
@@ -541,7 +576,8 @@ mod tests {
         std::os::unix::fs::symlink("/dev/null", &pids).unwrap();
         let limits = Limits { pids: Some(Pids(10)), ..Limits::default() };
         let error = tree.cgroups().set_limits(tree.id, &limits).await.unwrap_err();
-        assert!(matches!(error, CgroupError::NotTaken { file: "pids.max", .. }), "{error}");
+        let cause = cause_of("pids", error);
+        assert!(matches!(cause, CgroupError::NotTaken { file: "pids.max", .. }), "{cause}");
     }
 
     #[tokio::test]
@@ -549,7 +585,8 @@ mod tests {
         let tree = Tree::new(&FILES);
         let limits = Limits { memory: Some(Bytes::mib(1)), ..Limits::default() };
         let error = tree.cgroups().set_limits(tree.id, &limits).await.unwrap_err();
-        assert!(matches!(error, CgroupError::MemoryInUse { used: Bytes(5_000_000), .. }), "{error}");
+        let cause = cause_of("memory", error);
+        assert!(matches!(cause, CgroupError::MemoryInUse { used: Bytes(5_000_000), .. }), "{cause}");
         assert_eq!(tree.file("memory.max"), "max\n");
         assert_eq!(tree.file("memory.high"), "max");
     }
@@ -561,6 +598,16 @@ mod tests {
         let wanted = Usage { cpu_us: 1_234, memory: Bytes(4_000_000), memory_limit: None, pids: 3, oom_kills: 2 };
         assert_eq!(usage, wanted);
         assert_eq!(tree.cgroups().usage(ContainerId::generate()).await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn what_limits_led_to_is_counted_for_all_that_are_there() {
+        let tree = Tree::new(&FILES);
+        let wanted = Alarms { oom_kills: 2, pids_refused: 0 };
+        let ids = vec![tree.id, ContainerId::generate()];
+        assert_eq!(tree.cgroups().alarms(ids.clone()).await.unwrap(), [(tree.id, wanted)]);
+        fs::write(tree.group().join("pids.events"), "max 7\n").unwrap();
+        assert_eq!(tree.cgroups().alarms(ids).await.unwrap(), [(tree.id, Alarms { pids_refused: 7, ..wanted })]);
     }
 
     #[tokio::test]

@@ -50,6 +50,15 @@ pub struct Usage {
     pub oom_kills: u64,
 }
 
+/// What the kernel had to do to a container to keep its limits, counted since its cgroup was made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Alarms {
+    /// Processes killed for want of memory.
+    pub oom_kills: u64,
+    /// Processes and threads refused.
+    pub pids_refused: u64,
+}
+
 /// A cgroup operation that failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -99,6 +108,15 @@ pub enum CgroupError {
         /// What could not be reclaimed.
         used: Bytes,
     },
+    /// A limit that was not taken; those before it in the order of their files may be in force, and must be set anew.
+    #[error("limits.{limit} is not kept")]
+    Limit {
+        /// The limit, as the API calls it.
+        limit: &'static str,
+        /// The cause.
+        #[source]
+        source: Box<CgroupError>,
+    },
     /// The wait for a cgroup to freeze or to empty ran out.
     #[error("the cgroup of container {id} did not {what} within {waited_ms} ms")]
     Timeout {
@@ -132,6 +150,9 @@ pub trait Cgroups: Send + Sync + std::fmt::Debug {
     async fn set_limits(&self, id: ContainerId, limits: &Limits) -> Result<(), CgroupError>;
     /// The counters; `None` where the container has no cgroup.
     async fn usage(&self, id: ContainerId) -> Result<Option<Usage>, CgroupError>;
+    /// What the limits of these containers have led to; one without a cgroup is left out. For all at once, since it is asked
+    /// every second.
+    async fn alarms(&self, ids: Vec<ContainerId>) -> Result<Vec<(ContainerId, Alarms)>, CgroupError>;
     /// Stops or goes on with every task, and waits until the kernel says so.
     async fn freeze(&self, id: ContainerId, frozen: bool) -> Result<(), CgroupError>;
     /// Kills what is in the container's cgroups (thawing them), waits until they are empty, removes them. Idempotent.

@@ -50,6 +50,17 @@ pub enum Expect {
     RatesV2(DeviceNumber, Option<u64>, Option<u64>),
 }
 
+/// The limit that a control file is for, as the API calls it.
+fn limit_of(file: &str) -> &'static str {
+    match file {
+        "pids.max" => "pids",
+        "blkio.throttle.write_bps_device" => "disk_write_bps",
+        "io.max" | "blkio.throttle.read_bps_device" => "disk_read_bps",
+        _ if file.starts_with("cpu.") => "cpu",
+        _ => "memory",
+    }
+}
+
 /// One write to one control file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Write {
@@ -87,7 +98,10 @@ pub fn writes(
     match (device, limits.disk_read_bps.or(limits.disk_write_bps)) {
         (Some(device), _) if version == Version::V1 => writes.extend(rates_v1(device, limits)),
         (Some(device), _) => writes.push(rates_v2(device, limits)),
-        (None, Some(_)) => return Err(CgroupError::NoDevice),
+        (None, Some(_)) => {
+            let limit = if limits.disk_read_bps.is_some() { "disk_read_bps" } else { "disk_write_bps" };
+            return Err(CgroupError::Limit { limit, source: Box::new(CgroupError::NoDevice) });
+        }
         (None, None) => {}
     }
     Ok(writes)
@@ -166,6 +180,16 @@ fn rates_v2(device: DeviceNumber, limits: &Limits) -> Write {
         value: format!("{device} rbps={} wbps={}", word(read), word(write)),
         expect: Expect::RatesV2(device, read, write),
         required: read.or(write).is_some(),
+    }
+}
+
+impl Write {
+    /// The limit it is for, as the API calls it. v2 has both disk rates in one file: it stands for the one that is set.
+    pub fn limit(&self) -> &'static str {
+        match self.expect {
+            Expect::RatesV2(_, None, Some(_)) => "disk_write_bps",
+            _ => limit_of(self.file),
+        }
     }
 }
 
@@ -298,7 +322,26 @@ mod tests {
 
     #[test]
     fn a_disk_rate_without_a_device_is_refused() {
-        assert!(matches!(writes(Version::V2, &limits(), None, None), Err(CgroupError::NoDevice)));
+        let error = writes(Version::V2, &limits(), None, None).unwrap_err();
+        assert!(matches!(error, CgroupError::Limit { limit: "disk_read_bps", .. }), "{error}");
+        let error = writes(Version::V1, &Limits { disk_read_bps: None, ..write_limit() }, None, None).unwrap_err();
+        assert!(matches!(error, CgroupError::Limit { limit: "disk_write_bps", .. }), "{error}");
+    }
+
+    fn write_limit() -> Limits {
+        Limits { disk_write_bps: Some(BytesPerSecond(1)), ..limits() }
+    }
+
+    #[test]
+    fn every_file_is_one_limits() {
+        let all = Limits { disk_read_bps: None, ..write_limit() };
+        for version in [Version::V1, Version::V2] {
+            let found: Vec<_> =
+                writes(version, &all, Some(DEVICE), Some(1)).unwrap().iter().map(Write::limit).collect();
+            for limit in ["memory", "cpu", "pids", "disk_write_bps"] {
+                assert!(found.contains(&limit), "{limit}: {found:?}");
+            }
+        }
     }
 
     #[test]

@@ -6,15 +6,15 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use async_trait::async_trait;
 
-use crate::domain::policy::Policy;
+use crate::domain::firewall::Ruleset;
 use crate::domain::{Bytes, ContainerId, Exit, Init, Limits, Slot};
 use crate::sys::btrfs::{Access, Pool, PoolError, PoolSpace, QuotaUsage, SubvolumeId};
-use crate::sys::cgroup::{CgroupError, Cgroups, Usage, Version};
+use crate::sys::cgroup::{Alarms, CgroupError, Cgroups, Usage, Version};
 use crate::sys::folders::{FolderError, Folders, Identity, LogPart};
-use crate::sys::netlink::{LinkError, LinkUsage, Links};
-use crate::sys::nft::{Firewall, FirewallError};
+use crate::sys::netlink::{LinkError, LinkUsage, Links, Rates};
+use crate::sys::nft::{Firewall, FirewallError, Inspection};
 use crate::sys::oci::BundleSpec;
-use crate::sys::runtime::{Delivery, ExecOutcome, ExecRequest, Launch, Pins, Runtime, RuntimeError};
+use crate::sys::runtime::{Delivery, ExecOutcome, ExecRequest, Launch, Pins, Resized, Runtime, RuntimeError};
 
 /// Which call fails. Only calls that make something are counted; removals and looks never fail by it, as an unwind that
 /// fails too is another test's matter.
@@ -168,6 +168,9 @@ impl Cgroups for Faulty<dyn Cgroups> {
     async fn usage(&self, id: ContainerId) -> Result<Option<Usage>, CgroupError> {
         self.inner.usage(id).await
     }
+    async fn alarms(&self, ids: Vec<ContainerId>) -> Result<Vec<(ContainerId, Alarms)>, CgroupError> {
+        self.inner.alarms(ids).await
+    }
     async fn freeze(&self, id: ContainerId, frozen: bool) -> Result<(), CgroupError> {
         self.at("cgroups.freeze", CgroupError::Injected, self.inner.freeze(id, frozen)).await
     }
@@ -184,8 +187,11 @@ impl Links for Faulty<dyn Links> {
     async fn prepare_host(&self) -> Result<(), LinkError> {
         self.inner.prepare_host().await
     }
-    async fn attach(&self, slot: Slot, netns: &Path) -> Result<(), LinkError> {
-        self.at("links.attach", LinkError::Injected, self.inner.attach(slot, netns)).await
+    async fn attach(&self, slot: Slot, netns: &Path, rates: Rates) -> Result<(), LinkError> {
+        self.at("links.attach", LinkError::Injected, self.inner.attach(slot, netns, rates)).await
+    }
+    async fn set_rates(&self, slot: Slot, netns: &Path, rates: Rates) -> Result<(), LinkError> {
+        self.at("links.set_rates", LinkError::Injected, self.inner.set_rates(slot, netns, rates)).await
     }
     async fn up(&self, slot: Slot) -> Result<(), LinkError> {
         self.at("links.up", LinkError::Injected, self.inner.up(slot)).await
@@ -203,17 +209,20 @@ impl Links for Faulty<dyn Links> {
 
 #[async_trait]
 impl Firewall for Faulty<dyn Firewall> {
-    async fn load(&self, tenants: &[(Slot, Policy)]) -> Result<(), FirewallError> {
+    async fn load(&self, tenants: &[(Slot, Arc<Ruleset>)]) -> Result<(), FirewallError> {
         self.inner.load(tenants).await
     }
-    async fn apply(&self, slot: Slot, policy: &Policy) -> Result<(), FirewallError> {
-        self.at("firewall.apply", FirewallError::Injected, self.inner.apply(slot, policy)).await
+    async fn apply(&self, slot: Slot, rules: &Arc<Ruleset>) -> Result<(), FirewallError> {
+        self.at("firewall.apply", FirewallError::Injected, self.inner.apply(slot, rules)).await
     }
     async fn remove(&self, slot: Slot) -> Result<(), FirewallError> {
         self.inner.remove(slot).await
     }
     async fn list(&self) -> Result<Vec<Slot>, FirewallError> {
         self.inner.list().await
+    }
+    async fn inspect(&self, slot: Slot) -> Result<Inspection, FirewallError> {
+        self.inner.inspect(slot).await
     }
     async fn unload(&self) -> Result<(), FirewallError> {
         self.inner.unload().await
@@ -239,6 +248,9 @@ impl Runtime for Faulty<dyn Runtime> {
     }
     fn signal(&self, init: Init, signal: i32) -> Result<Delivery, RuntimeError> {
         self.inner.signal(init, signal)
+    }
+    async fn resize_ramdisk(&self, init: Init, size: Option<Bytes>) -> Result<Resized, RuntimeError> {
+        self.at("runtime.resize_ramdisk", RuntimeError::Injected, self.inner.resize_ramdisk(init, size)).await
     }
     async fn exec(&self, id: ContainerId, init: Init, request: &ExecRequest) -> Result<ExecOutcome, RuntimeError> {
         self.inner.exec(id, init, request).await

@@ -14,15 +14,15 @@ use tokio::sync::watch;
 
 pub use faults::{Faults, Faulty};
 
-use crate::domain::policy::Policy;
+use crate::domain::firewall::{Ruleset, Side};
 use crate::domain::{Bytes, ContainerId, Exit, Init, Limits, Slot};
 use crate::sys::btrfs::{Access, Pool, PoolError, PoolSpace, QuotaUsage, SubvolumeId};
-use crate::sys::cgroup::{CgroupError, Cgroups, Usage, Version};
+use crate::sys::cgroup::{Alarms, CgroupError, Cgroups, Usage, Version};
 use crate::sys::folders::{FolderError, Folders, Identity, LogPart};
-use crate::sys::netlink::{LinkError, LinkUsage, Links};
-use crate::sys::nft::{Firewall, FirewallError};
+use crate::sys::netlink::{LinkError, LinkUsage, Links, Rates};
+use crate::sys::nft::{Firewall, FirewallError, Inspection, Lines};
 use crate::sys::oci::BundleSpec;
-use crate::sys::runtime::{Delivery, ExecOutcome, ExecRequest, Launch, Pins, Runtime, RuntimeError};
+use crate::sys::runtime::{Delivery, ExecOutcome, ExecRequest, Launch, Pins, Resized, Runtime, RuntimeError};
 
 /// A machine in memory.
 #[derive(Debug, Default)]
@@ -38,16 +38,26 @@ struct State {
     bundles: BTreeSet<ContainerId>,
     logs: BTreeMap<ContainerId, Vec<u8>>,
     cgroups: BTreeMap<ContainerId, Limits>,
-    links: BTreeMap<Slot, bool>,
-    chains: BTreeSet<Slot>,
+    alarms: BTreeMap<ContainerId, Alarms>,
+    disk_used: Bytes,
+    links: BTreeMap<Slot, Link>,
+    chains: BTreeMap<Slot, Arc<Ruleset>>,
     prepared: BTreeMap<ContainerId, Launch>,
     inits: BTreeMap<i32, Process>,
+}
+
+#[derive(Debug, Default)]
+struct Link {
+    up: bool,
+    rates: Rates,
 }
 
 #[derive(Debug)]
 struct Process {
     id: ContainerId,
     started: bool,
+    /// As it was last changed.
+    ramdisk: Option<Option<Bytes>>,
     exit: watch::Sender<Option<Exit>>,
 }
 
@@ -88,6 +98,24 @@ impl FakeHost {
         }
     }
 
+    /// What the kernel keeps of a running container's limits: its cgroup's, its link's rates, its ramdisk's size where that was
+    /// changed.
+    pub fn limits_of(&self, id: ContainerId, slot: Slot) -> Option<(Limits, Rates, Option<Bytes>)> {
+        let state = self.state();
+        let init = state.inits.values().find(|process| process.id == id && process.exit.borrow().is_none())?;
+        Some((*state.cgroups.get(&id)?, state.links.get(&slot)?.rates, init.ramdisk.flatten()))
+    }
+
+    /// What a container's limits have led to from now on.
+    pub fn alarm(&self, id: ContainerId, alarms: Alarms) {
+        self.state().alarms.insert(id, alarms);
+    }
+
+    /// What every rootfs holds from now on.
+    pub fn fill_disks(&self, used: Bytes) {
+        self.state().disk_used = used;
+    }
+
     /// Puts a subvolume there, as an import would.
     pub fn seed(&self, path: &Path) {
         let mut state = self.state();
@@ -99,6 +127,11 @@ impl FakeHost {
     /// Writes to a container's log, as its init would.
     pub fn write_log(&self, id: ContainerId, text: &[u8]) {
         self.state().logs.entry(id).or_default().extend_from_slice(text);
+    }
+
+    /// The rules in force for a slot.
+    pub fn rules(&self, slot: Slot) -> Option<Arc<Ruleset>> {
+        self.state().chains.get(&slot).cloned()
     }
 
     /// Ends a container's init, as if it had exited by itself.
@@ -164,7 +197,7 @@ impl Pool for FakeHost {
     async fn usage(&self, path: &Path) -> Result<QuotaUsage, PoolError> {
         let state = self.state();
         let (_, limit) = state.subvolumes.get(path).ok_or_else(|| missing("read the quota of", path))?;
-        Ok(QuotaUsage { used: Bytes(0), limit: *limit })
+        Ok(QuotaUsage { used: state.disk_used, limit: *limit })
     }
 
     async fn space(&self) -> Result<PoolSpace, PoolError> {
@@ -252,7 +285,14 @@ impl Cgroups for FakeHost {
 
     async fn usage(&self, id: ContainerId) -> Result<Option<Usage>, CgroupError> {
         let state = self.state();
-        Ok(state.cgroups.get(&id).map(|limits| Usage { memory_limit: limits.memory, ..Usage::default() }))
+        let oom_kills = state.alarms.get(&id).map_or(0, |alarms| alarms.oom_kills);
+        Ok(state.cgroups.get(&id).map(|limits| Usage { memory_limit: limits.memory, oom_kills, ..Usage::default() }))
+    }
+
+    async fn alarms(&self, ids: Vec<ContainerId>) -> Result<Vec<(ContainerId, Alarms)>, CgroupError> {
+        let state = self.state();
+        let of = |id: &ContainerId| state.alarms.get(id).copied().unwrap_or_default();
+        Ok(ids.iter().filter(|id| state.cgroups.contains_key(id)).map(|id| (*id, of(id))).collect())
     }
 
     async fn freeze(&self, id: ContainerId, _frozen: bool) -> Result<(), CgroupError> {
@@ -263,6 +303,7 @@ impl Cgroups for FakeHost {
         let mut state = self.state();
         state.end(id, Exit::Signal(libc::SIGKILL));
         state.cgroups.remove(&id);
+        state.alarms.remove(&id);
         Ok(())
     }
 
@@ -277,18 +318,25 @@ impl Links for FakeHost {
         Ok(())
     }
 
-    async fn attach(&self, slot: Slot, _netns: &Path) -> Result<(), LinkError> {
-        self.state().links.insert(slot, false);
+    async fn attach(&self, slot: Slot, _netns: &Path, rates: Rates) -> Result<(), LinkError> {
+        self.state().links.insert(slot, Link { up: false, rates });
+        Ok(())
+    }
+
+    async fn set_rates(&self, slot: Slot, _netns: &Path, rates: Rates) -> Result<(), LinkError> {
+        let mut state = self.state();
+        let link = state.links.get_mut(&slot).ok_or(LinkError::Injected("there is no such link"))?;
+        link.rates = rates;
         Ok(())
     }
 
     async fn up(&self, slot: Slot) -> Result<(), LinkError> {
         let mut state = self.state();
-        if !state.chains.contains(&slot) {
+        if !state.chains.contains_key(&slot) {
             return Err(LinkError::Injected("a link without rules may not be taken up"));
         }
-        let up = state.links.get_mut(&slot).ok_or(LinkError::Injected("there is no such link"))?;
-        *up = true;
+        let link = state.links.get_mut(&slot).ok_or(LinkError::Injected("there is no such link"))?;
+        link.up = true;
         Ok(())
     }
 
@@ -308,13 +356,13 @@ impl Links for FakeHost {
 
 #[async_trait]
 impl Firewall for FakeHost {
-    async fn load(&self, tenants: &[(Slot, Policy)]) -> Result<(), FirewallError> {
-        self.state().chains = tenants.iter().map(|(slot, _)| *slot).collect();
+    async fn load(&self, tenants: &[(Slot, Arc<Ruleset>)]) -> Result<(), FirewallError> {
+        self.state().chains = tenants.iter().cloned().collect();
         Ok(())
     }
 
-    async fn apply(&self, slot: Slot, _policy: &Policy) -> Result<(), FirewallError> {
-        self.state().chains.insert(slot);
+    async fn apply(&self, slot: Slot, rules: &Arc<Ruleset>) -> Result<(), FirewallError> {
+        self.state().chains.insert(slot, rules.clone());
         Ok(())
     }
 
@@ -324,7 +372,18 @@ impl Firewall for FakeHost {
     }
 
     async fn list(&self) -> Result<Vec<Slot>, FirewallError> {
-        Ok(self.state().chains.iter().copied().collect())
+        Ok(self.state().chains.keys().copied().collect())
+    }
+
+    async fn inspect(&self, slot: Slot) -> Result<Inspection, FirewallError> {
+        let rules = self.rules(slot);
+        let lines = |side| {
+            let rules: Vec<_> =
+                rules.iter().flat_map(|all| &all.side(side).rules).map(|rule| format!("{rule:?}")).collect();
+            Lines { desired: rules.clone(), kernel: rules }
+        };
+        let (ingress, egress) = (lines(Side::Ingress), lines(Side::Egress));
+        Ok(Inspection { ingress, egress, table: true, ..Inspection::default() })
     }
 
     async fn unload(&self) -> Result<(), FirewallError> {
@@ -351,7 +410,7 @@ impl Runtime for FakeHost {
         state.next += 1;
         let pid = state.next as i32;
         state.cgroups.insert(id, Limits::default());
-        state.inits.insert(pid, Process { id, started: false, exit: watch::channel(None).0 });
+        state.inits.insert(pid, Process { id, started: false, ramdisk: None, exit: watch::channel(None).0 });
         Ok(Init { pid, start_ticks: 1 })
     }
 
@@ -379,6 +438,15 @@ impl Runtime for FakeHost {
         let Some(id) = state.inits.get(&init.pid).map(|process| process.id) else { return Ok(Delivery::Gone) };
         state.end(id, Exit::Signal(signal));
         Ok(Delivery::Sent)
+    }
+
+    async fn resize_ramdisk(&self, init: Init, size: Option<Bytes>) -> Result<Resized, RuntimeError> {
+        let mut state = self.state();
+        match state.inits.get_mut(&init.pid) {
+            Some(process) => process.ramdisk = Some(size),
+            None => return Ok(Resized::NotThere),
+        }
+        Ok(Resized::Done)
     }
 
     async fn exec(&self, id: ContainerId, _init: Init, _request: &ExecRequest) -> Result<ExecOutcome, RuntimeError> {

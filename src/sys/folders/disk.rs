@@ -1,7 +1,7 @@
 //! The folders on the disk.
 
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,13 +9,20 @@ use async_trait::async_trait;
 
 use super::{FolderError, Folders, Identity, Layout, LogPart, log};
 use crate::domain::{Bytes, ContainerId};
-use crate::sys::image::{reset_identity, write_inside};
+use crate::sys::btrfs::{PRIVATE_MODE, Pool, PoolError};
+use crate::sys::image::{reset_identity, write_inside, write_names};
 use crate::sys::oci::{self, BundleSpec};
+
+/// What a container's log may hold on the disk until it is cut. With a look every other second a program may write some 30 MiB a
+/// second while what it wrote is in memory alone; what has reached the disk counts until the filesystem's next commit (30 s). What
+/// it writes beyond is refused with EDQUOT.
+pub const LOG_DISK_MAX: Bytes = Bytes::mib(64);
 
 /// The folders of one instance.
 #[derive(Debug, Clone)]
 pub struct DiskFolders {
     layout: Arc<Layout>,
+    pool: Arc<dyn Pool>,
 }
 
 impl DiskFolders {
@@ -23,13 +30,25 @@ impl DiskFolders {
     ///
     /// # Errors
     /// The kernel's answer.
-    pub fn open(layout: Layout) -> Result<Self, FolderError> {
+    pub fn open(layout: Layout, pool: Arc<dyn Pool>) -> Result<Self, FolderError> {
         for folder in [layout.bundles(), layout.uploads(), layout.cache()] {
             make_private(&folder).map_err(failed("make the folder", &folder))?;
         }
         let root = layout.pool.root().to_owned();
         layout.pool.make_pool_folders().map_err(failed("make the folders of", &root))?;
-        Ok(Self { layout: Arc::new(layout) })
+        Ok(Self { layout: Arc::new(layout), pool })
+    }
+
+    /// Makes the subvolume of a container's log and limits it. Where the kernel keeps no limits the log is only cut.
+    async fn make_log_volume(&self, id: ContainerId) -> Result<(), PoolError> {
+        let volume = self.layout.log_volume(id);
+        if self.pool.id(&volume).await?.is_none() {
+            self.pool.create(&volume).await?;
+        }
+        match self.pool.set_limit(&volume, Some(LOG_DISK_MAX)).await {
+            Err(PoolError::NoQuota | PoolError::ClassicQuota(_)) => Ok(()),
+            done => done,
+        }
     }
 
     async fn blocking<T: Send + 'static>(
@@ -49,9 +68,10 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Folder
     move |source| FolderError::Io { action, path, source }
 }
 
+/// Also one that an earlier daemon made with another mode.
 fn make_private(path: &Path) -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+    std::fs::DirBuilder::new().recursive(true).mode(PRIVATE_MODE).create(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(PRIVATE_MODE))
 }
 
 /// Whole or not at all; only root may read it.
@@ -73,6 +93,8 @@ fn gone_is_fine(result: io::Result<()>) -> io::Result<()> {
 fn personalise(rootfs: &Path, identity: &Identity) -> Result<(), FolderError> {
     reset_identity(rootfs, &identity.hostname)
         .map_err(|(path, source)| failed("give an identity to", &rootfs.join(path))(source))?;
+    write_names(rootfs, &identity.hostname, identity.is_copy)
+        .map_err(|(path, source)| failed("write", &rootfs.join(path))(source))?;
     if let Some(key) = &identity.ssh_public_key {
         let path = Path::new("root/.ssh/authorized_keys");
         let text = format!("{key}\n");
@@ -90,7 +112,8 @@ impl Folders for DiskFolders {
             let bundle = layout.bundle(id);
             make_private(&bundle).map_err(failed("make the folder", &bundle))
         })
-        .await
+        .await?;
+        self.make_log_volume(id).await.map_err(|error| FolderError::LogVolume(id, Box::new(error)))
     }
 
     async fn personalise(&self, id: ContainerId, identity: &Identity) -> Result<(), FolderError> {
@@ -106,7 +129,10 @@ impl Folders for DiskFolders {
         let json = json.to_owned();
         self.blocking(move |layout| {
             let path = layout.pool.manifest(id);
-            write_whole(&path, &json).map_err(failed("write", &path))
+            write_whole(&path, &json).map_err(failed("write", &path))?;
+            // Its presence says that the rootfs is whole, and that has to outlive a power cut as what was answered does. BTRFS makes a
+            // new file's name durable with the file.
+            std::fs::File::open(&path).and_then(|file| file.sync_all()).map_err(failed("flush", &path))
         })
         .await
     }
@@ -138,6 +164,7 @@ impl Folders for DiskFolders {
     }
 
     async fn remove(&self, id: ContainerId) -> Result<(), FolderError> {
+        // A subvolume that is empty is removed like a folder (rmdir(2), since Linux 4.18); its quota group is swept later.
         self.blocking(move |layout| {
             for path in [layout.bundle(id), layout.pool.container(id)] {
                 gone_is_fine(std::fs::remove_dir_all(&path)).map_err(failed("remove", &path))?;

@@ -15,9 +15,14 @@ pub struct Layout {
 }
 
 impl Layout {
+    /// A subvolume with a limit of its own, so that the log in it cannot grow beyond that whoever is late to cut it.
+    pub fn log_volume(&self, id: ContainerId) -> PathBuf {
+        self.pool.logs(id).join("console")
+    }
+
     /// What a container's init writes to standard output and error.
     pub fn log(&self, id: ContainerId) -> PathBuf {
-        self.pool.logs(id).join("console.log")
+        self.log_volume(id).join("console.log")
     }
 
     /// The part of the log that was cut off last.

@@ -1,5 +1,8 @@
 //! A container's log on the disk: one file that init appends to, cut where it has grown too long.
 //!
+//! It lies in a subvolume of its own whose limit ([`super::LOG_DISK_MAX`]) the kernel keeps: how much a flood holds on the disk does
+//! not depend on how soon somebody looks, or on a daemon being there.
+//!
 //! ```text
 //!  everything ever written   0 ─────────────── base ────────── end
 //!                                   └ console.log.1 ┘ console.log ┘
@@ -12,6 +15,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::disk::write_whole;
@@ -22,6 +26,8 @@ use crate::domain::{Bytes, ContainerId};
 pub const LOG_BYTES_MAX: Bytes = Bytes::mib(4);
 /// What of it is kept, in the file beside it.
 const LOG_BYTES_KEPT: Bytes = Bytes::mib(2);
+/// What `st_blocks` counts in (stat(3type)).
+const BLOCK_BYTES: u64 = 512;
 /// How often a read is made anew because the log was cut meanwhile.
 const TRIES_MAX: usize = 3;
 
@@ -102,11 +108,13 @@ fn after_base(layout: &Layout, id: ContainerId, base: u64, position: u64, max: B
 }
 
 /// Cuts a log that has grown beyond its bound. The log stays the same file: init holds it open for appending. What is written
-/// between the copy and the cut is lost, which is what a bound on a log costs.
+/// between the reading and the cut is lost, which is what a bound on a log costs. What is
+/// kept lies beside the log's volume, which may be full.
 pub fn trim(layout: &Layout, id: ContainerId) -> io::Result<()> {
     let log = layout.log(id);
     match std::fs::metadata(&log) {
-        Ok(found) if found.len() > LOG_BYTES_MAX.0 => {}
+        // A program that opens its output anew may reserve space beyond the end, or set the length to anything.
+        Ok(found) if found.len().max(found.blocks() * BLOCK_BYTES) > LOG_BYTES_MAX.0 => {}
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => return Ok(()),
     }
@@ -115,7 +123,7 @@ pub fn trim(layout: &Layout, id: ContainerId) -> io::Result<()> {
     let file = OpenOptions::new().write(true).open(&log)?;
     let length = file.metadata()?.len();
     file.set_len(0)?;
-    write_whole(&layout.log_base(id), (before + length).to_string().as_bytes())
+    write_whole(&layout.log_base(id), before.saturating_add(length).to_string().as_bytes())
 }
 
 #[cfg(test)]
@@ -138,7 +146,7 @@ mod tests {
         fn new() -> Self {
             let folder = tempfile::tempdir().unwrap();
             let layout = Layout { pool: PoolLayout::new(folder.path()), data: folder.path().to_owned() };
-            std::fs::create_dir_all(layout.pool.logs(ID)).unwrap();
+            std::fs::create_dir_all(layout.log_volume(ID)).unwrap();
             let init = OpenOptions::new().append(true).create(true).open(layout.log(ID)).unwrap();
             Self { layout, init, written: Vec::new(), _folder: folder }
         }

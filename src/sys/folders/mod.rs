@@ -14,7 +14,7 @@ use async_trait::async_trait;
 
 use crate::domain::{Bytes, ContainerId};
 
-pub use disk::DiskFolders;
+pub use disk::{DiskFolders, LOG_DISK_MAX};
 pub use layout::Layout;
 pub use log::LOG_BYTES_MAX;
 
@@ -25,6 +25,8 @@ pub struct Identity {
     pub hostname: String,
     /// Put into root's `authorized_keys`.
     pub ssh_public_key: Option<String>,
+    /// Whether the rootfs is a copy of another container's, whose owner may have chosen its own name servers.
+    pub is_copy: bool,
 }
 
 /// A part of a log. Places are counted from the first byte that was ever written to it.
@@ -56,6 +58,9 @@ pub enum FolderError {
     /// The OCI bundle cannot be rendered or written.
     #[error("the bundle cannot be made")]
     Bundle(#[source] Box<crate::sys::oci::OciError>),
+    /// The subvolume of a container's log cannot be made.
+    #[error("the log volume of container {0} cannot be made")]
+    LogVolume(ContainerId, #[source] Box<crate::sys::btrfs::PoolError>),
     /// A fault put there by a test.
     #[error("injected fault at {0}")]
     Injected(&'static str),

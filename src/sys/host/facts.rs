@@ -1,6 +1,7 @@
 //! Reading the host. What cannot be read is `None`, and judged as such.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -25,7 +26,7 @@ const PROGRAM_POLL_MS: u64 = 5;
 const OUTPUT_BYTES_MAX: u64 = 4_096;
 
 /// The sysctls that are judged, by their dotted names.
-pub const SYSCTLS: [&str; 18] = [
+pub const SYSCTLS: [&str; 20] = [
     "fs.aio-max-nr",
     "fs.file-max",
     "fs.inotify.max_user_instances",
@@ -35,8 +36,10 @@ pub const SYSCTLS: [&str; 18] = [
     "kernel.keys.root_maxbytes",
     "kernel.pid_max",
     "kernel.threads-max",
+    "net.ipv4.conf.all.rp_filter",
     "net.ipv4.ip_forward",
     "net.ipv4.neigh.default.gc_thresh3",
+    "net.netfilter.nf_conntrack_max",
     "user.max_cgroup_namespaces",
     "user.max_ipc_namespaces",
     "user.max_mnt_namespaces",
@@ -92,6 +95,8 @@ pub struct Facts {
     pub open_files: Option<u64>,
     /// Numbers of [`SYSCTLS`].
     pub sysctls: BTreeMap<&'static str, u64>,
+    /// Whether forwarding of IPv4 could be switched on.
+    pub forwarding_can_be_set: bool,
     /// What seccomp can answer with.
     pub seccomp_actions: Vec<String>,
     /// Room where the data is kept.
@@ -126,6 +131,7 @@ impl Facts {
             user_namespaces: Path::new("/proc/self/ns/user").exists(),
             open_files: getrlimit(Resource::RLIMIT_NOFILE).ok().map(|(_, hard)| hard),
             sysctls: SYSCTLS.into_iter().filter_map(|name| Some((name, sysctl(name)?))).collect(),
+            forwarding_can_be_set: File::options().write(true).open("/proc/sys/net/ipv4/ip_forward").is_ok(),
             seccomp_actions: text("/proc/sys/kernel/seccomp/actions_avail").map(|t| words(&t)).unwrap_or_default(),
             disk_free: disk_free(&wanted.data_dir),
             memory_available: kibibytes(&meminfo, "MemAvailable:"),

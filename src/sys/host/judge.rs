@@ -46,7 +46,7 @@ const fn floor(sysctl: &'static str, per_container: u64, base: u64, why: &'stati
 
 /// Tenants' use of an id-mapped user's quota is charged to the namespace's owner as well, root; and the neighbour
 /// table is one for all network namespaces. So these are sums over all containers.
-const FLOORS: [Floor; 17] = [
+const FLOORS: [Floor; 18] = [
     floor("fs.aio-max-nr", 128, 0, "databases that use asynchronous I/O fail to start"),
     floor("fs.file-max", 256, 8_192, "opening files fails everywhere"),
     floor("fs.inotify.max_user_instances", 4, 128, "file watching in tenants fails (EMFILE)"),
@@ -57,6 +57,12 @@ const FLOORS: [Floor; 17] = [
     floor("kernel.pid_max", 32, 1_024, "forking fails everywhere"),
     floor("kernel.threads-max", 32, 1_024, "forking fails everywhere"),
     floor("net.ipv4.neigh.default.gc_thresh3", 4, 256, "the neighbour table overflows and tenants lose packets"),
+    floor(
+        "net.netfilter.nf_conntrack_max",
+        256,
+        65_536,
+        "a full table of flows drops every new connection, tenants' and the host's",
+    ),
     floor("user.max_cgroup_namespaces", 2, 16, "starts fail for want of a namespace (ENOSPC)"),
     floor("user.max_ipc_namespaces", 2, 16, "starts fail for want of a namespace (ENOSPC)"),
     floor("user.max_mnt_namespaces", 2, 16, "starts fail for want of a namespace (ENOSPC)"),
@@ -89,6 +95,7 @@ pub fn judge(facts: &Facts, wanted: &Wanted) -> Vec<Finding> {
         disk(facts.disk_free, wanted),
         memory(facts.memory_available),
         forwarding(facts),
+        source_check(facts),
         open_files(facts.open_files, wanted.containers),
     ];
     findings.extend(FLOORS.iter().map(|floor| sysctl(floor, facts, wanted.containers)));
@@ -270,9 +277,34 @@ fn short(bytes: Bytes) -> String {
 
 fn forwarding(facts: &Facts) -> Finding {
     match facts.sysctls.get("net.ipv4.ip_forward") {
-        Some(0) => Finding::ok("net.ipv4.ip_forward", "off: `serve` turns it on"),
+        Some(0) if facts.forwarding_can_be_set => Finding::ok("net.ipv4.ip_forward", "off: `serve` turns it on"),
+        Some(0) => {
+            let found = "off, and cannot be switched on here: tenants would reach nothing";
+            Finding::fail(
+                "net.ipv4.ip_forward",
+                found,
+                "sysctl -w net.ipv4.ip_forward=1, where /proc/sys can be written",
+            )
+        }
         Some(_) => Finding::ok("net.ipv4.ip_forward", "on"),
         None => Finding::fail("net.ipv4.ip_forward", "cannot be read", "use a kernel with IPv4"),
+    }
+}
+
+/// The kernel goes by the higher one of `all` and the link's own, which is 1: a 2 here makes the links' check of sources loose.
+fn source_check(facts: &Facts) -> Finding {
+    const CHECK: &str = "net.ipv4.conf.all.rp_filter";
+    match facts.sysctls.get(CHECK) {
+        Some(2) => {
+            let found = "2: the links let a tenant's forged sources through to the firewall, which alone drops them";
+            Finding::warn(
+                CHECK,
+                found,
+                format!("sysctl -w {CHECK}=1, or 0, and the same line in /etc/sysctl.d/tenantry.conf"),
+            )
+        }
+        Some(value) => Finding::ok(CHECK, format!("{value}: the links check their own sources")),
+        None => Finding::fail(CHECK, "cannot be read", "use a kernel with IPv4"),
     }
 }
 
@@ -330,6 +362,7 @@ mod tests {
             user_namespaces: true,
             open_files: Some(1 << 20),
             sysctls: SYSCTLS.into_iter().map(|name| (name, 1 << 40)).collect(),
+            forwarding_can_be_set: true,
             seccomp_actions: ["kill_process", "errno", "allow"].map(str::to_owned).to_vec(),
             disk_free: Some(Bytes::gib(100)),
             memory_available: Some(Bytes::gib(8)),
@@ -370,7 +403,7 @@ mod tests {
 
     #[test]
     fn what_no_container_can_do_without_is_a_failure() {
-        let changes: [(&str, Change); 12] = [
+        let changes: [(&str, Change); 13] = [
             ("root", |f| f.is_root = false),
             ("root", |f| f.capabilities = Some(1 << 12)),
             ("kernel", |f| f.kernel = Some("5.10.0-28-amd64".to_owned())),
@@ -382,6 +415,10 @@ mod tests {
             ("nftables", |f| f.nft = None),
             ("nftables", |f| f.nft_table = Some(Err("Operation not permitted".to_owned()))),
             ("seccomp", |f| f.seccomp_actions.clear()),
+            ("net.ipv4.ip_forward", |f| {
+                set(f, "net.ipv4.ip_forward", 0);
+                f.forwarding_can_be_set = false;
+            }),
             ("user.max_user_namespaces", |f| set(f, "user.max_user_namespaces", 0)),
         ];
         for (check, change) in changes {
@@ -393,13 +430,15 @@ mod tests {
 
     #[test]
     fn what_only_some_promises_need_is_a_warning() {
-        let changes: [(&str, Change); 7] = [
+        let changes: [(&str, Change); 9] = [
             ("simple quotas", |f| f.simple_quota = Some(false)),
             ("cgroup", |f| f.controllers.retain(|name| name != "io")),
             ("busybox", |f| drop(f.programs.remove("busybox"))),
             ("disk", |f| f.disk_free = Some(Bytes::gib(3))),
             ("memory", |f| f.memory_available = Some(Bytes::mib(100))),
             ("open files", |f| f.open_files = Some(4_096)),
+            ("net.ipv4.conf.all.rp_filter", |f| set(f, "net.ipv4.conf.all.rp_filter", 2)),
+            ("net.netfilter.nf_conntrack_max", |f| set(f, "net.netfilter.nf_conntrack_max", 65_536)),
             ("kernel.pid_max", |f| set(f, "kernel.pid_max", 4_096)),
         ];
         for (check, change) in changes {

@@ -17,6 +17,7 @@ mod error;
 mod identity;
 mod inside;
 mod layer;
+mod names;
 mod oci;
 mod source;
 mod stream;
@@ -31,6 +32,7 @@ pub use base::{BASE_IMAGE, base_digest, build_base, find_busybox};
 pub use error::{ImageError, Refusal};
 pub use identity::reset_identity;
 pub use inside::{Inside, Kind, write_inside};
+pub use names::write_names;
 pub use unpack::unpack;
 
 /// Bytes of a manifest, an index or a config.

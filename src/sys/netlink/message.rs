@@ -66,7 +66,7 @@ pub(super) struct Request {
     pub(super) message: NetlinkMessage<RouteNetlinkMessage>,
 }
 
-fn request(action: &'static str, flags: u16, message: RouteNetlinkMessage) -> Request {
+pub(super) fn request(action: &'static str, flags: u16, message: RouteNetlinkMessage) -> Request {
     let mut message = NetlinkMessage::from(message);
     message.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
     Request { action, message }
@@ -193,6 +193,7 @@ pub(super) struct LinkFacts {
     pub(super) peer_index: Option<u32>,
     pub(super) peer_netns_id: Option<i32>,
     pub(super) name: String,
+    pub(super) mac: Vec<u8>,
     pub(super) stats: Option<Stats64>,
 }
 
@@ -203,6 +204,7 @@ impl LinkFacts {
         for attribute in message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => facts.name = name,
+                LinkAttribute::Address(mac) => facts.mac = mac,
                 LinkAttribute::Link(index) => facts.peer_index = Some(index),
                 LinkAttribute::LinkNetNsId(id) => facts.peer_netns_id = Some(id),
                 LinkAttribute::Stats64(stats) => facts.stats = Some(stats),

@@ -6,6 +6,7 @@
 //! another's, and the first packet needs no question.
 
 mod message;
+mod shape;
 mod veth;
 mod wire;
 
@@ -13,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 
-use crate::domain::Slot;
+use crate::domain::{BytesPerSecond, Limits, Slot};
 
 pub use veth::VethLinks;
 
@@ -28,6 +29,21 @@ pub struct LinkUsage {
     pub rx_packets: u64,
     /// Packets the tenant sent.
     pub tx_packets: u64,
+}
+
+/// How much may pass over one link; `None`: as much as goes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Rates {
+    /// Towards the tenant.
+    pub rx: Option<BytesPerSecond>,
+    /// From the tenant.
+    pub tx: Option<BytesPerSecond>,
+}
+
+impl From<&Limits> for Rates {
+    fn from(limits: &Limits) -> Self {
+        Self { rx: limits.net_rx_bps, tx: limits.net_tx_bps }
+    }
 }
 
 /// A network operation that failed.
@@ -72,6 +88,33 @@ pub enum LinkError {
         /// The host's end.
         link: String,
     },
+    /// A rate that the kernel did not take; the link is as it was, or half changed, and must be set anew.
+    #[error("limits.{limit} is not kept")]
+    Rate {
+        /// The limit, as the API calls it.
+        limit: &'static str,
+        /// The cause.
+        #[source]
+        source: Box<LinkError>,
+    },
+    /// The kernel took a rate but holds another one.
+    #[error("{link} was given a rate of {wanted} bytes a second, and the kernel holds {found}")]
+    NotTaken {
+        /// The host's end.
+        link: String,
+        /// What was set.
+        wanted: String,
+        /// What was read back.
+        found: String,
+    },
+    /// The namespace is not that of the link's other end: its process has ended, and another took its number.
+    #[error("the other end of {link} is not in {}", path.display())]
+    Elsewhere {
+        /// The host's end.
+        link: String,
+        /// The namespace that was named.
+        path: PathBuf,
+    },
     /// The slot has no address in the subnet.
     #[error("slot {0} lies outside the subnet")]
     NoAddress(Slot),
@@ -80,14 +123,29 @@ pub enum LinkError {
     Injected(&'static str),
 }
 
+impl LinkError {
+    /// Whether the kernel refuses what was asked for by what it is: the value, or a kind of queue that it was built without.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Netlink { source: rtnetlink::Error::NetlinkError(error), .. } => {
+                matches!(-error.raw_code(), libc::EINVAL | libc::ERANGE | libc::EOPNOTSUPP | libc::ENOENT)
+            }
+            Self::NotTaken { .. } => true,
+            _ => false,
+        }
+    }
+}
+
 /// The links of one instance.
 #[async_trait]
 pub trait Links: Send + Sync + std::fmt::Debug {
     /// What the host needs once: forwarding on.
     async fn prepare_host(&self) -> Result<(), LinkError>;
-    /// Makes the pair, its peer directly inside the namespace pinned at `netns`, and configures both ends; the
+    /// Makes the pair, its peer directly inside the namespace pinned at `netns`, and configures both ends, rates too; the
     /// host's end stays down, so that no packet passes.
-    async fn attach(&self, slot: Slot, netns: &Path) -> Result<(), LinkError>;
+    async fn attach(&self, slot: Slot, netns: &Path, rates: Rates) -> Result<(), LinkError>;
+    /// Sets both rates and reads them back; `None` lifts one. `netns` is the namespace of the container's end.
+    async fn set_rates(&self, slot: Slot, netns: &Path, rates: Rates) -> Result<(), LinkError>;
     /// Takes the host's end up and routes the container's address to it. Only after its rules are in.
     async fn up(&self, slot: Slot) -> Result<(), LinkError>;
     /// Removes the pair, and with it address and route. Idempotent. (The kernel removes it too, some time after the

@@ -15,10 +15,11 @@ use rtnetlink::Error;
 use rtnetlink::packet_route::RouteNetlinkMessage;
 
 use super::message::{self, LinkFacts, Macs, Request};
+use super::shape::{self, Bucket, Found};
 use super::wire::{Inside, REQUEST_MS_MAX, Wire, WireError};
-use super::{LinkError, LinkUsage, Links};
+use super::{LinkError, LinkUsage, Links, Rates};
 use crate::domain::slot::GATEWAY;
-use crate::domain::{Instance, Slot, Subnet};
+use crate::domain::{BytesPerSecond, Instance, Slot, Subnet};
 
 use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
@@ -69,11 +70,30 @@ impl VethLinks {
             message::neighbour("add the gateway's neighbour entry behind", index, GATEWAY, Macs::of(slot).host),
             message::default_route(index),
         ];
-        let ask = |request: Request| async move {
-            let action = request.action;
-            inside.ask(request).await.map_err(|error| named(action, link, error))
-        };
-        try_join_all(requests.map(ask)).await.map(drop)
+        try_join_all(requests.map(|request| ask_inside(link, inside, request))).await.map(drop)
+    }
+
+    /// A socket inside the namespace at a path.
+    async fn enter(&self, netns: &Path) -> Result<(File, Inside), LinkError> {
+        let failed = |(action, source)| LinkError::Io { action, path: netns.to_owned(), source };
+        let file = File::open(netns).map_err(|error| failed(("open", error)))?;
+        let inside = self.wire.enter(netns, &file).await.map_err(failed)?;
+        Ok((file, inside))
+    }
+
+    /// Sets both rates; `index` and `peer` are the two ends'.
+    async fn limit(
+        &self,
+        link: &str,
+        inside: &Inside,
+        (index, peer): (u32, u32),
+        rates: Rates,
+    ) -> Result<(), LinkError> {
+        let named_limit = |limit| move |source| LinkError::Rate { limit, source: Box::new(source) };
+        let rx = limit_end(link, index, rates.rx, |request| self.host(link, request));
+        let tx = limit_end(link, peer, rates.tx, |request| ask_inside(link, inside, request));
+        let (rx, tx) = tokio::join!(rx, tx);
+        rx.map_err(named_limit("net_rx_bps")).and(tx.map_err(named_limit("net_tx_bps")))
     }
 
     async fn configure_host(&self, link: &str, slot: Slot, index: u32) -> Result<(), LinkError> {
@@ -99,18 +119,35 @@ impl Links for VethLinks {
         self.wire.write_setting(FORWARDING, "1").await.map_err(failed)
     }
 
-    async fn attach(&self, slot: Slot, netns: &Path) -> Result<(), LinkError> {
+    async fn attach(&self, slot: Slot, netns: &Path, rates: Rates) -> Result<(), LinkError> {
         self.address(slot)?;
         let link = slot.link_name(&self.instance);
-        let failed = |(action, source)| LinkError::Io { action, path: netns.to_owned(), source };
-        let file = File::open(netns).map_err(|error| failed(("open", error)))?;
         // First, so that the new device never has IPv6.
-        let inside = self.wire.enter(netns, &file).await.map_err(failed)?;
+        let (file, inside) = self.enter(netns).await?;
         let make = self.host(&link, message::make_pair(&link, Macs::of(slot), file.as_raw_fd()));
         let (_, facts) = tokio::try_join!(make, self.find(&link))?;
         let Some(peer) = facts.peer_index else { return Err(LinkError::Missing { link }) };
         let outside = self.configure_host(&link, slot, facts.index);
-        tokio::try_join!(outside, self.configure_inside(&link, &inside, slot, peer)).map(drop)
+        tokio::try_join!(outside, self.configure_inside(&link, &inside, slot, peer))?;
+        if rates == Rates::default() {
+            // A new pair has no limits.
+            return Ok(());
+        }
+        self.limit(&link, &inside, (facts.index, peer), rates).await
+    }
+
+    async fn set_rates(&self, slot: Slot, netns: &Path, rates: Rates) -> Result<(), LinkError> {
+        let link = slot.link_name(&self.instance);
+        let (_file, inside) = self.enter(netns).await?;
+        let (facts, other) =
+            tokio::try_join!(self.find(&link), ask_inside(&link, &inside, message::get(message::INSIDE_NAME)))?;
+        let other = other.into_iter().find_map(LinkFacts::read).filter(|other| other.mac == Macs::of(slot).tenant);
+        match other {
+            Some(other) if Some(other.index) == facts.peer_index => {
+                self.limit(&link, &inside, (facts.index, other.index), rates).await
+            }
+            _ => Err(LinkError::Elsewhere { link, path: netns.to_owned() }),
+        }
     }
 
     async fn up(&self, slot: Slot) -> Result<(), LinkError> {
@@ -157,6 +194,39 @@ impl Links for VethLinks {
     }
 }
 
+async fn ask_inside(link: &str, inside: &Inside, request: Request) -> Result<Vec<RouteNetlinkMessage>, LinkError> {
+    let action = request.action;
+    inside.ask(request).await.map_err(|error| named(action, link, error))
+}
+
+/// Sets, or lifts, the rate of what one end sends, and reads it back.
+async fn limit_end<A>(
+    link: &str,
+    index: u32,
+    rate: Option<BytesPerSecond>,
+    ask: impl Fn(Request) -> A,
+) -> Result<(), LinkError>
+where
+    A: Future<Output = Result<Vec<RouteNetlinkMessage>, LinkError>>,
+{
+    let bucket = rate.map(Bucket::of);
+    match bucket {
+        Some(bucket) => drop(ask(shape::set(index, bucket)).await?),
+        None => drop(no_queue_is_empty(ask(shape::clear(index)).await)?),
+    }
+    let found: Option<Found> = no_queue_is_empty(ask(shape::get(index)).await)?.iter().find_map(shape::read);
+    let holds = match (bucket, found) {
+        (Some(bucket), Some(found)) => bucket.is(found),
+        (bucket, found) => bucket.is_none() && found.is_none(),
+    };
+    if holds {
+        return Ok(());
+    }
+    let text = |rate: Option<u64>| rate.map_or("no limit".to_owned(), |rate| rate.to_string());
+    let (wanted, found) = (text(bucket.map(|bucket| bucket.rate)), text(found.map(|found| found.rate)));
+    Err(LinkError::NotTaken { link: link.to_owned(), wanted, found })
+}
+
 fn named(action: &'static str, link: &str, error: WireError) -> LinkError {
     let link = link.to_owned();
     match error {
@@ -166,14 +236,21 @@ fn named(action: &'static str, link: &str, error: WireError) -> LinkError {
     }
 }
 
+type Answers = Result<Vec<RouteNetlinkMessage>, LinkError>;
+
 /// "No such device" as an answer: there is none.
-fn absent_is_empty(
-    answers: Result<Vec<RouteNetlinkMessage>, LinkError>,
-) -> Result<Vec<RouteNetlinkMessage>, LinkError> {
+fn absent_is_empty(answers: Answers) -> Answers {
+    empty_where(answers, &[nix::libc::ENODEV])
+}
+
+/// The kernel's own default queue cannot be removed (ENOENT), and is not spoken of when asked for (EINVAL).
+fn no_queue_is_empty(answers: Answers) -> Answers {
+    empty_where(answers, &[nix::libc::ENOENT, nix::libc::EINVAL])
+}
+
+fn empty_where(answers: Answers, errnos: &[i32]) -> Answers {
     match answers {
-        Err(LinkError::Netlink { source: Error::NetlinkError(error), .. })
-            if error.raw_code() == -nix::libc::ENODEV =>
-        {
+        Err(LinkError::Netlink { source: Error::NetlinkError(error), .. }) if errnos.contains(&-error.raw_code()) => {
             Ok(Vec::new())
         }
         other => other,
