@@ -3,18 +3,23 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroU16;
 use std::str::FromStr;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::confinement::Confinement;
 use super::env::{EnvError, EnvKey, EnvVars};
+use super::firewall::OwnRules;
 use super::host::Alias;
 use super::id::{ContainerId, ImageId, ProjectId, ReceiptId};
 use super::limits::Limits;
 use super::name::ContainerName;
+use super::network::{Network, NetworkChange, NetworkError};
 use super::phase::{Desired, Phase, Status};
 use super::policy::PolicyName;
 use super::quantity::{Bytes, BytesPerSecond, CpuMillis, Pids};
+use super::secret::Secret;
 use super::slot::Slot;
 
 /// The port a tenant's HTTP server is expected on where nothing says otherwise.
@@ -94,8 +99,17 @@ pub struct Settings {
     pub limits: Limits,
     /// The firewall policy's name.
     pub firewall_policy: PolicyName,
+    /// Its own firewall rules, which come before the policy's.
+    #[serde(default, skip_serializing_if = "OwnRules::is_empty")]
+    pub firewall_rules: OwnRules,
+    /// How its outbound traffic leaves, where not just as the firewall allows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<Network>,
     /// Seconds of silence before it is put to sleep; `None`: never.
     pub idle_timeout_s: Option<u32>,
+    /// Whether a request to its URL starts it.
+    #[serde(default = "yes")]
+    pub wake_on_request: bool,
     /// Whether copies take its rules along by default.
     pub template: bool,
     /// For people and filters.
@@ -108,6 +122,20 @@ pub struct Settings {
     pub ramdisk: bool,
     /// Put into root's `authorized_keys`.
     pub ssh_public_key: Option<String>,
+    /// How closely it is confined; in force at the next start. Records that are older than this say nothing of it.
+    #[serde(default)]
+    pub confinement: Confinement,
+}
+
+const fn yes() -> bool {
+    true
+}
+
+impl Settings {
+    /// How long nobody has to use it before it is put to sleep; `None`: it stays awake.
+    pub fn idle_timeout(&self) -> Option<Duration> {
+        self.idle_timeout_s.map(|seconds| Duration::from_secs(seconds.into()))
+    }
 }
 
 /// A container's record.
@@ -151,6 +179,9 @@ pub struct Container {
     pub updated_at: Timestamp,
     /// When init was last started.
     pub started_at: Option<Timestamp>,
+    /// What it was last started by: `create`, `start`, `restart`, `request`; `None`: never yet.
+    #[serde(default)]
+    pub started_by: Option<String>,
     /// When its port was last seen accepting after a start.
     pub ready_at: Option<Timestamp>,
     /// How many changes of status there have been; the last ones are kept.
@@ -197,13 +228,16 @@ pub struct SettingsPatch {
     pub env: EnvChange,
     pub limits: LimitsPatch,
     pub firewall_policy: Option<PolicyName>,
+    pub network: NetworkChange,
     pub idle_timeout_s: Option<Option<u32>>,
+    pub wake_on_request: Option<bool>,
     pub template: Option<bool>,
     pub labels: LabelChange,
     pub deletion_protection: Option<bool>,
     pub autostart: Option<bool>,
     pub ramdisk: Option<bool>,
     pub ssh_public_key: Option<Option<String>>,
+    pub confinement: Option<Confinement>,
 }
 
 /// A change to an environment.
@@ -213,7 +247,7 @@ pub enum EnvChange {
     #[default]
     Keep,
     /// Set these, remove those that are `None` (JSON merge patch, RFC 7396).
-    Merge(BTreeMap<EnvKey, Option<String>>),
+    Merge(BTreeMap<EnvKey, Option<Secret>>),
     /// Exactly these.
     Replace(EnvVars),
 }
@@ -238,6 +272,8 @@ pub enum PatchError {
     Env(#[from] EnvError),
     #[error(transparent)]
     Settings(#[from] SettingsError),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
 }
 
 /// A change to limits; `Some(None)` lifts one.
@@ -350,12 +386,15 @@ impl SettingsPatch {
         self.env.apply(&mut to.env)?;
         to.limits = self.limits.apply(to.limits);
         set(&mut to.firewall_policy, self.firewall_policy);
+        self.network.apply(&mut to.network)?;
         set(&mut to.idle_timeout_s, self.idle_timeout_s);
+        set(&mut to.wake_on_request, self.wake_on_request);
         set(&mut to.template, self.template);
         self.labels.apply(&mut to.labels)?;
         set(&mut to.deletion_protection, self.deletion_protection);
         set(&mut to.autostart, self.autostart);
         set(&mut to.ramdisk, self.ramdisk);
+        set(&mut to.confinement, self.confinement);
         set(&mut to.ssh_public_key, self.ssh_public_key);
         Ok(to)
     }
@@ -371,16 +410,20 @@ mod tests {
             color: None,
             command: vec![],
             port: PORT_DEFAULT,
-            env: EnvVars::parse([("A".into(), "1".into()), ("B".into(), "2".into())]).unwrap(),
+            env: EnvVars::parse([("A".into(), "1".to_owned()), ("B".into(), "2".to_owned())]).unwrap(),
             limits: Limits { pids: Some(Pids(100)), ..Limits::default() },
             firewall_policy: "web".parse().unwrap(),
+            firewall_rules: OwnRules::default(),
+            network: None,
             idle_timeout_s: Some(60),
+            wake_on_request: true,
             template: false,
             labels: BTreeMap::new(),
             deletion_protection: false,
             autostart: true,
             ramdisk: true,
             ssh_public_key: None,
+            confinement: Confinement::Standard,
         }
     }
 
@@ -391,7 +434,7 @@ mod tests {
 
     #[test]
     fn a_merge_sets_and_removes_variables_and_keeps_the_others() {
-        let merge = BTreeMap::from([("A".parse().unwrap(), None), ("C".parse().unwrap(), Some("3".to_owned()))]);
+        let merge = BTreeMap::from([("A".parse().unwrap(), None), ("C".parse().unwrap(), Some(Secret::new("3")))]);
         let patch = SettingsPatch { env: EnvChange::Merge(merge), idle_timeout_s: Some(None), ..Default::default() };
         let after = patch.apply(settings()).unwrap();
         let keys: Vec<_> = after.env.iter().map(|(key, value)| (key.as_str(), value.reveal())).collect();

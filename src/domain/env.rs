@@ -92,10 +92,10 @@ impl EnvVars {
     ///
     /// # Errors
     /// The first key or value that does not fit, or the count.
-    pub fn parse(map: impl IntoIterator<Item = (String, String)>) -> Result<Self, EnvError> {
+    pub fn parse(map: impl IntoIterator<Item = (String, impl Into<Secret>)>) -> Result<Self, EnvError> {
         let mut vars = Self::default();
         for (key, value) in map {
-            vars.set(key.parse()?, value)?;
+            vars.set(key.parse()?, value.into())?;
         }
         Ok(vars)
     }
@@ -104,14 +104,14 @@ impl EnvVars {
     ///
     /// # Errors
     /// A value that is too long, or one variable too many; the environment is then as it was.
-    pub fn set(&mut self, key: EnvKey, value: String) -> Result<(), EnvError> {
-        if value.len() > ENV_VALUE_BYTES_MAX || value.contains('\0') {
+    pub fn set(&mut self, key: EnvKey, value: Secret) -> Result<(), EnvError> {
+        if value.reveal().len() > ENV_VALUE_BYTES_MAX || value.reveal().contains('\0') {
             return Err(EnvError::Value(key));
         }
         if self.0.len() == ENV_KEYS_MAX && !self.0.contains_key(&key) {
             return Err(EnvError::TooMany(ENV_KEYS_MAX + 1));
         }
-        self.0.insert(key, Secret::new(value));
+        self.0.insert(key, value);
         Ok(())
     }
 

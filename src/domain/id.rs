@@ -94,6 +94,8 @@ ids! {
     ProjectId;
     /// An unpacked image.
     ImageId;
+    /// A further name of a container.
+    AliasId;
     /// An API token (not its secret).
     TokenId;
     /// What is left of a deleted container: the record of what was erased.

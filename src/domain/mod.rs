@@ -2,13 +2,19 @@
 //!
 //! Nothing here reads a file or talks to the kernel; the clock and the random source are read only by `generate`.
 
+pub mod alias;
+pub mod confinement;
 pub mod container;
+pub mod dns;
 pub mod env;
+pub mod event;
+pub mod firewall;
 pub mod host;
 pub mod id;
 pub mod image;
 pub mod limits;
 pub mod name;
+pub mod network;
 pub mod phase;
 pub mod policy;
 pub mod process;
@@ -19,9 +25,11 @@ pub mod secret;
 pub mod slot;
 pub mod token;
 
+pub use alias::ProxyAlias;
+pub use confinement::Confinement;
 pub use container::{Container, Settings, SettingsPatch};
 pub use env::{EnvError, EnvKey, EnvVars};
-pub use id::{ContainerId, ImageId, OperationId, ProjectId, ReceiptId, TokenId};
+pub use id::{AliasId, ContainerId, ImageId, OperationId, ProjectId, ReceiptId, TokenId};
 pub use image::{Image, ImageConfig, UserIds};
 pub use limits::Limits;
 pub use name::{ContainerName, Instance, NameError};

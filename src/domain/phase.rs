@@ -4,7 +4,7 @@
 //!             copy/create                 start                pause
 //!  (nothing) ───────────► creating ─► stopped ─► starting ─► running ◄──► paused
 //!                            │           ▲           │          │
-//!                            ▼           └── exit / stop ───────┘
+//!                            ▼           └─ exit / stop / idle ──┘
 //!                          failed                     any state ─► deleting ─► (tombstone + receipt)
 //! ```
 //!
@@ -60,6 +60,8 @@ pub enum StopReason {
     Created,
     /// Asked to.
     Requested,
+    /// Nobody used it for its `idle_timeout`: asleep.
+    Idle,
     /// Init ended by itself.
     Exited {
         /// How.
@@ -81,6 +83,7 @@ impl fmt::Display for StopReason {
         match self {
             Self::Created => f.write_str("never started"),
             Self::Requested => f.write_str("stopped on request"),
+            Self::Idle => f.write_str("asleep: nobody used it"),
             Self::Exited { exit, oom: true } => write!(f, "out of memory: init {exit}"),
             Self::Exited { exit, oom: false } => write!(f, "init {exit}"),
             Self::StartFailed { message } => write!(f, "the last start failed: {message}"),
@@ -186,6 +189,11 @@ impl Phase {
             Self::Running { init } | Self::Paused { init } | Self::Stopping { init } => Some(*init),
             _ => None,
         }
+    }
+
+    /// Whether a process of its may run, also one whose start is not written down yet.
+    pub const fn may_send(&self) -> bool {
+        !matches!(self, Self::Stopped { .. } | Self::Failed { .. })
     }
 
     /// Whether a verb makes sense now.

@@ -65,6 +65,13 @@ impl Subnet {
             .then(|| Ipv4Addr::from_bits(self.0.network().to_bits() + u32::from(slot.0)))
     }
 
+    /// The slot that an address belongs to; the reverse of [`Subnet::address`].
+    pub fn slot(self, address: Ipv4Addr) -> Option<Slot> {
+        let above = address.to_bits().checked_sub(self.0.network().to_bits())?;
+        let slot = Slot(u16::try_from(above).ok()?);
+        (self.address(slot) == Some(address)).then_some(slot)
+    }
+
     /// The highest slot: the address before the broadcast address.
     pub fn last_slot(self) -> Slot {
         Slot((self.0.size() - 2) as u16)
@@ -124,6 +131,12 @@ mod tests {
         assert_eq!(subnet.address(Slot(0)), None);
         assert_eq!(subnet.address(Slot(65_534)), Some(Ipv4Addr::new(10, 201, 255, 254)));
         assert_eq!(subnet.address(Slot(65_535)), None, "that is the broadcast address");
+        for slot in [Slot(1), Slot(258), Slot(65_534)] {
+            assert_eq!(subnet.slot(subnet.address(slot).unwrap()), Some(slot));
+        }
+        for nobodys in [[10, 201, 0, 0], [10, 201, 255, 255], [10, 200, 255, 255], [10, 202, 0, 0]] {
+            assert_eq!(subnet.slot(nobodys.into()), None);
+        }
     }
 
     #[test]
@@ -141,6 +154,16 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn an_address_belongs_to_one_slot_or_to_none(prefix in 16u8..=28, bits: u32) {
+            let network = Ipv4Network::new(Ipv4Addr::new(10, 201, 0, 0), prefix).unwrap();
+            let (subnet, address) = (Subnet(network), Ipv4Addr::from_bits(0x0ac9_0000 ^ (bits & 0x3_ffff)));
+            match subnet.slot(address) {
+                Some(slot) => prop_assert_eq!(subnet.address(slot), Some(address)),
+                None => prop_assert!(!network.contains(address) || [network.network(), network.broadcast()].contains(&address)),
+            }
+        }
+
         #[test]
         fn link_names_read_back(slot in 1u16..) {
             let instance: Instance = "tenantry".parse().unwrap();

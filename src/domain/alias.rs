@@ -1,0 +1,167 @@
+//! Further names of a container: where in it they lead, and for how long.
+
+use std::fmt;
+use std::num::NonZeroU16;
+use std::str::FromStr;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::host::Alias;
+use super::id::{AliasId, ContainerId};
+
+/// Aliases of one container, at most; its own one is not counted.
+pub const ALIASES_MAX: usize = 64;
+/// Length of a target path, at most, in bytes.
+pub const TARGET_PATH_BYTES_MAX: usize = 1_024;
+
+/// A text that is no path to lead to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a path from `/` on is wanted, without a query: at most 1024 characters of a URL's path (RFC 3986 §3.3)")]
+pub struct TargetPathError;
+
+/// The path an alias leads to: absolute, as it stands in a request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct TargetPath(Box<str>);
+
+impl TargetPath {
+    /// The path as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for TargetPath {
+    type Err = TargetPathError;
+    fn from_str(text: &str) -> Result<Self, TargetPathError> {
+        let may_stand = |b: u8| b.is_ascii_alphanumeric() || b"/-._~!$&'()*+,;=:@%".contains(&b);
+        let fits = text.starts_with('/') && text.len() <= TARGET_PATH_BYTES_MAX && text.bytes().all(may_stand);
+        // Two slashes in front would be read as another host by whoever resolves it.
+        if fits && !text.starts_with("//") { Ok(Self(text.into())) } else { Err(TargetPathError) }
+    }
+}
+
+impl TryFrom<String> for TargetPath {
+    type Error = TargetPathError;
+    fn try_from(text: String) -> Result<Self, TargetPathError> {
+        text.parse()
+    }
+}
+
+impl From<TargetPath> for String {
+    fn from(path: TargetPath) -> String {
+        path.0.into_string()
+    }
+}
+
+impl fmt::Display for TargetPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A further name of a container. It goes with the container, and is not copied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProxyAlias {
+    /// Its id.
+    pub id: AliasId,
+    /// The container it leads to.
+    pub container: ContainerId,
+    /// The name: unique on this host.
+    pub alias: Alias,
+    /// The port it leads to; `None`: the container's own, whatever that becomes.
+    pub port: Option<NonZeroU16>,
+    /// The path it leads to; `None`: what was asked for.
+    pub target_path: Option<TargetPath>,
+    /// Whether a path that was asked for, other than `/`, goes before the target path.
+    pub allow_path_override: bool,
+    /// Whether it leads anywhere.
+    pub enabled: bool,
+    /// From when on it does not.
+    pub expires_at: Option<Timestamp>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it was last changed.
+    pub updated_at: Timestamp,
+}
+
+/// Whether an alias leads somewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It does.
+    Good,
+    /// It was switched off.
+    Disabled,
+    /// Its time is over.
+    Expired,
+}
+
+impl ProxyAlias {
+    /// Whether it leads somewhere now. What has expired stays so, switched off or not.
+    pub fn standing(&self, now: Timestamp) -> Standing {
+        match self.expires_at {
+            Some(at) if at <= now => Standing::Expired,
+            _ if self.enabled => Standing::Good,
+            _ => Standing::Disabled,
+        }
+    }
+
+    /// The path a request for `asked` goes to, where that is another one.
+    pub fn path_for(&self, asked: &str) -> Option<&TargetPath> {
+        let stays = self.allow_path_override && !matches!(asked, "/" | "");
+        self.target_path.as_ref().filter(|_| !stays)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn alias() -> ProxyAlias {
+        ProxyAlias {
+            id: AliasId::NIL,
+            container: ContainerId::NIL,
+            alias: "shop".parse().unwrap(),
+            port: None,
+            target_path: Some("/app".parse().unwrap()),
+            allow_path_override: false,
+            enabled: true,
+            expires_at: None,
+            created_at: Timestamp::UNIX_EPOCH,
+            updated_at: Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    #[test]
+    fn a_target_path_is_a_path_and_nothing_else() {
+        for good in ["/", "/app", "/a/b%20c;x=1", "/~me/(1)"] {
+            assert_eq!(good.parse::<TargetPath>().unwrap().as_str(), good);
+        }
+        let long = format!("/{}", "a".repeat(TARGET_PATH_BYTES_MAX));
+        for bad in ["", "app", "//host/x", "/a?b", "/a#b", "/a b", "/ä", "/a\r\nX: y", "/a\\b", &long] {
+            assert!(bad.parse::<TargetPath>().is_err(), "{bad} was taken");
+        }
+    }
+
+    #[test]
+    fn what_has_expired_leads_nowhere_and_what_is_switched_off_neither() {
+        let now = Timestamp::from_second(100).unwrap();
+        let expires_at = |second| Some(Timestamp::from_second(second).unwrap());
+        assert_eq!(alias().standing(now), Standing::Good);
+        assert_eq!(ProxyAlias { expires_at: expires_at(101), ..alias() }.standing(now), Standing::Good);
+        assert_eq!(ProxyAlias { expires_at: expires_at(100), ..alias() }.standing(now), Standing::Expired);
+        assert_eq!(ProxyAlias { enabled: false, ..alias() }.standing(now), Standing::Disabled);
+    }
+
+    #[test]
+    fn the_target_path_is_where_every_request_goes_unless_others_may_be_asked_for() {
+        let path = |alias: &ProxyAlias, asked| alias.path_for(asked).map(ToString::to_string);
+        let (fixed, free) = (alias(), ProxyAlias { allow_path_override: true, ..alias() });
+        assert_eq!(path(&fixed, "/").as_deref(), Some("/app"));
+        assert_eq!(path(&fixed, "/other").as_deref(), Some("/app"));
+        assert_eq!(path(&free, "/").as_deref(), Some("/app"));
+        assert_eq!(path(&free, "/other"), None);
+        assert_eq!(path(&ProxyAlias { target_path: None, ..alias() }, "/other"), None);
+    }
+}
