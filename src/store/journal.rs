@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -20,6 +21,8 @@ use crate::domain::{ContainerId, Init, Slot};
 
 /// Lines after which the file is written anew with what still matters.
 const LINES_MAX: usize = 10_000;
+/// The folder it is in may be passed by containers' inits.
+const FILE_MODE: u32 = 0o600;
 
 /// One line of the journal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,7 +108,8 @@ impl Inner {
         for entry in last.values() {
             line(&mut text, path, entry)?;
         }
-        std::fs::write(&fresh, &text).map_err(failed("write", &fresh))?;
+        let made = OpenOptions::new().write(true).create(true).truncate(true).mode(FILE_MODE).open(&fresh);
+        made.and_then(|mut file| file.write_all(&text)).map_err(failed("write", &fresh))?;
         std::fs::rename(&fresh, path).map_err(failed("replace", path))?;
         let file = OpenOptions::new().append(true).open(path).map_err(failed("open", path))?;
         Ok(Self { file, lines: last.len(), last })
@@ -149,6 +153,11 @@ impl RunJournal {
             *inner = Inner::rewrite(&self.path, last)?;
         }
         Ok(())
+    }
+
+    /// Whether a container may have kernel objects.
+    pub fn is_open(&self, id: ContainerId) -> bool {
+        self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner).last.contains_key(&id)
     }
 
     /// The last entry of each container that may have kernel objects.

@@ -12,10 +12,12 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use tokio::sync::broadcast;
 
+pub mod events;
 pub mod journal;
 pub mod schema;
 pub mod sled;
 
+pub use events::EventLog;
 pub use schema::Records;
 
 /// When a commit counts as done.

@@ -9,7 +9,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{Batch, Durability, Store, StoreError};
-use crate::domain::{Container, ContainerId, Project, ProjectId, Receipt, ReceiptId, Token, TokenId};
+use crate::domain::{
+    AliasId, Container, ContainerId, Project, ProjectId, ProxyAlias, Receipt, ReceiptId, Token, TokenId,
+};
 use crate::domain::{Image, ImageId};
 
 /// The schema this version writes.
@@ -45,6 +47,7 @@ records! {
     Image, ImageId, "image/";
     Token, TokenId, "token/";
     Receipt, ReceiptId, "receipt/";
+    ProxyAlias, AliasId, "alias/";
 }
 
 fn key<R: Record>(id: &R::Id) -> String {
