@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::execute::Subject;
 use crate::domain::{Container, Secret};
 use crate::sys::folders::{Identity, Layout};
-use crate::sys::oci::BundleSpec;
+use crate::sys::oci::{BundleSpec, RAMDISK_UNBOUND};
 
 /// The search path where neither image nor user gives one (Docker's).
 const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -31,7 +31,8 @@ pub fn spec<'a>(subject: &'a Subject, layout: &Layout, cgroups_path: String, uid
         cgroups_path,
         limits: &settings.limits,
         first_id: container.slot.first_id(uid_base),
-        ramdisk: settings.ramdisk.then_some(settings.limits.ramdisk).flatten(),
+        ramdisk: settings.ramdisk.then_some(settings.limits.ramdisk.unwrap_or(RAMDISK_UNBOUND)),
+        confinement: settings.confinement,
     }
 }
 
@@ -68,7 +69,11 @@ fn host_name(container: &Container) -> String {
 
 /// What makes a copy its own.
 pub fn identity(container: &Container) -> Identity {
-    Identity { hostname: host_name(container), ssh_public_key: container.settings.ssh_public_key.clone() }
+    Identity {
+        hostname: host_name(container),
+        ssh_public_key: container.settings.ssh_public_key.clone(),
+        is_copy: container.source.is_some(),
+    }
 }
 
 /// The record as it lies beside the data.

@@ -48,6 +48,7 @@ pub struct Directory {
     names: HashMap<(ProjectId, ContainerName), ContainerId>,
     external_ids: HashMap<(ProjectId, ExternalId), ContainerId>,
     aliases: HashMap<Alias, ContainerId>,
+    by_slot: HashMap<Slot, ContainerId>,
     slots: Slots,
 }
 
@@ -60,6 +61,7 @@ impl Directory {
             names: HashMap::new(),
             external_ids: HashMap::new(),
             aliases: HashMap::new(),
+            by_slot: HashMap::new(),
             slots: Slots::new(last),
         }
     }
@@ -137,6 +139,7 @@ impl Directory {
             self.external_ids.insert((container.project, external.clone()), container.id);
         }
         self.aliases.insert(container.alias.clone(), container.id);
+        self.by_slot.insert(container.slot, container.id);
         let container = Arc::new(container);
         self.containers.insert(container.id, container.clone());
         Ok(container)
@@ -148,6 +151,7 @@ impl Directory {
             self.external_ids.remove(&(old.project, external.clone()));
         }
         self.aliases.remove(&old.alias);
+        self.by_slot.remove(&old.slot);
         self.slots.taken.remove(&old.slot);
     }
 
@@ -174,6 +178,12 @@ impl Directory {
     /// The container whose URL has this alias.
     pub fn by_alias(&self, alias: &Alias) -> Option<Arc<Container>> {
         let id = self.aliases.get(alias)?;
+        self.containers.get(id).cloned()
+    }
+
+    /// The container that has this slot.
+    pub fn by_slot(&self, slot: Slot) -> Option<Arc<Container>> {
+        let id = self.by_slot.get(&slot)?;
         self.containers.get(id).cloned()
     }
 
@@ -218,7 +228,7 @@ pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::domain::{Desired, EnvVars, ImageId, Limits, Phase, Settings, StopReason};
+    use crate::domain::{Confinement, Desired, EnvVars, ImageId, Limits, Phase, Settings, StopReason};
 
     pub fn settings() -> Settings {
         Settings {
@@ -229,13 +239,17 @@ pub(super) mod tests {
             env: EnvVars::default(),
             limits: Limits::default(),
             firewall_policy: "web".parse().unwrap(),
+            firewall_rules: Default::default(),
+            network: None,
             idle_timeout_s: None,
+            wake_on_request: true,
             template: false,
             labels: BTreeMap::new(),
             deletion_protection: false,
             autostart: true,
             ramdisk: false,
             ssh_public_key: None,
+            confinement: Confinement::Standard,
         }
     }
 
@@ -275,6 +289,7 @@ pub(super) mod tests {
             created_at: Timestamp::now(),
             updated_at: Timestamp::now(),
             started_at: None,
+            started_by: None,
             ready_at: None,
             transitions: 0,
         }

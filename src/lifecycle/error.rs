@@ -1,6 +1,8 @@
 //! What a verb can be refused for, or fail of. Nothing here knows a status code; `api/error.rs` maps each variant once.
 
 use crate::domain::container::{PatchError, SettingsError};
+use crate::domain::firewall::{OwnRulesError, Side};
+use crate::domain::network::NetworkError;
 use crate::domain::{ContainerId, EnvError, Status, Verb};
 use crate::store::StoreError;
 use crate::sys::btrfs::PoolError;
@@ -19,6 +21,7 @@ pub enum What {
     Token,
     Receipt,
     Policy,
+    Alias,
 }
 
 impl std::fmt::Display for What {
@@ -30,6 +33,7 @@ impl std::fmt::Display for What {
             Self::Token => "token",
             Self::Receipt => "receipt",
             Self::Policy => "firewall policy",
+            Self::Alias => "alias",
         })
     }
 }
@@ -52,7 +56,16 @@ pub enum Error {
     /// A container with that external id is in the project.
     #[error("the external_id `{0}` is in use in this project")]
     ExternalIdInUse(String),
-    /// A project, image or token of that name is there.
+    /// A container has as many aliases as it may.
+    #[error("the container has {max} aliases already")]
+    AliasLimit {
+        /// How many that are.
+        max: usize,
+    },
+    /// It has no network settings to switch on or off.
+    #[error("the container has no network settings to switch on or off")]
+    NetworkNotSet,
+    /// A project, image, token or alias of that name is there.
     #[error("the {what} name `{name}` is in use")]
     AliasInUse {
         /// Its kind.
@@ -108,6 +121,12 @@ pub enum Error {
     /// DELETE is refused until `deletion_protection` is lifted.
     #[error("container {0} is protected from deletion")]
     Protected(ContainerId),
+    /// A container's own firewall rules would be beyond their bounds.
+    #[error(transparent)]
+    Rules(#[from] OwnRulesError),
+    /// No own firewall rule is as the request says.
+    #[error("the container has no {0} rule of its own that is as described")]
+    NoSuchRule(Side),
     /// The image is what containers are made from that are there.
     #[error("the image `{0}` is in use")]
     ImageInUse(String),
@@ -123,6 +142,14 @@ pub enum Error {
         /// The field.
         limit: &'static str,
         /// Why.
+        reason: String,
+    },
+    /// A limit below what the container holds already; the old one stays in force.
+    #[error("limits.{limit} is below what is in use: {reason}")]
+    LimitBelowUse {
+        /// The field.
+        limit: &'static str,
+        /// How much that is.
         reason: String,
     },
     /// A program that a command names cannot be executed inside.
@@ -217,8 +244,36 @@ impl From<PatchError> for Error {
         match error {
             PatchError::Env(error) => error.into(),
             PatchError::Settings(error) => error.into(),
+            PatchError::Network(NetworkError::Settings(error)) => error.into(),
+            PatchError::Network(NetworkError::NotSet) => Self::NetworkNotSet,
         }
     }
+}
+
+/// What of a limit's failure is the limit's: the rest, such as a group that went away meanwhile, is a fault like any other.
+fn refused_by_cgroup(limit: &'static str, source: &CgroupError) -> Option<Error> {
+    let reason = match source {
+        CgroupError::MemoryInUse { .. } => return Some(Error::LimitBelowUse { limit, reason: source.to_string() }),
+        CgroupError::Io { source, .. } if is_refusal(source.raw_os_error()?) => {
+            format!("the kernel does not take it ({source})")
+        }
+        CgroupError::NoController { .. } | CgroupError::NoDevice | CgroupError::NotTaken { .. } => source.to_string(),
+        _ => return None,
+    };
+    Some(Error::LimitUnsupported { limit, reason })
+}
+
+fn refused_by_link(limit: &'static str, source: &LinkError) -> Option<Error> {
+    let reason = match source {
+        LinkError::Netlink { source: cause, .. } => format!("{source}: {cause}"),
+        source => source.to_string(),
+    };
+    source.is_refusal().then_some(Error::LimitUnsupported { limit, reason })
+}
+
+/// Answers to a write that are about the value or the device.
+const fn is_refusal(errno: i32) -> bool {
+    matches!(errno, libc::EINVAL | libc::ERANGE | libc::EOPNOTSUPP | libc::ENODEV | libc::EOVERFLOW)
 }
 
 impl Error {
@@ -242,6 +297,8 @@ impl Error {
             DriverError::Pool(error @ PoolError::NoQuota) => {
                 Some(Self::LimitUnsupported { limit: "disk", reason: error.to_string() })
             }
+            DriverError::Cgroup(CgroupError::Limit { limit, source }) => refused_by_cgroup(limit, source),
+            DriverError::Link(LinkError::Rate { limit, source }) => refused_by_link(limit, source),
             _ => None,
         }
     }

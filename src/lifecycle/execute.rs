@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 use super::bundle;
 use super::error::{DriverError, Error};
 use super::plan::{Make, Origin, Plan, Remove};
-use crate::domain::policy::Policy;
+use crate::domain::firewall::Ruleset;
 use crate::domain::{Container, ContainerId, Image, Init, Slot};
 use crate::store::Records;
 use crate::store::journal::{Entry, RunJournal};
@@ -40,8 +40,8 @@ pub struct Subject {
     pub container: Arc<Container>,
     /// How its image says it is run.
     pub image: Arc<Image>,
-    /// Its firewall policy.
-    pub policy: Arc<Policy>,
+    /// What it may send and be sent.
+    pub rules: Arc<Ruleset>,
 }
 
 /// What removals go by: enough to find every object, also where no record is left.
@@ -151,20 +151,22 @@ impl Executor {
         Ok(Outcome { init, timings })
     }
 
-    /// Removes what a plan says; goes on past errors, so that as little as can be is left. The journal's entry is
-    /// closed only when nothing failed. Gives the rootfs's id where one was deleted.
+    /// Removes what a plan says and closes the journal's entry. Gives the rootfs's id where one was deleted.
+    ///
+    /// # Errors
+    /// The first step that failed; the entry stays open then.
+    pub async fn remove(&self, target: Target, verb: &str, plan: &Plan<Remove>) -> Result<Option<SubvolumeId>, Error> {
+        let erased = self.remove_part(target, verb, plan, &mut Timings::new()).await?;
+        self.close(target)?;
+        Ok(erased)
+    }
+
+    /// As [`Executor::remove`], but leaves the journal's entry open, for what is still to be removed. Goes on past errors, so that
+    /// as little as can be is left; notes how long each step took, those of a failed plan too.
     ///
     /// # Errors
     /// The first step that failed.
-    pub async fn remove(&self, target: Target, verb: &str, plan: &Plan<Remove>) -> Result<Option<SubvolumeId>, Error> {
-        self.remove_timed(target, verb, plan, &mut Timings::new()).await
-    }
-
-    /// As [`Executor::remove`]; notes how long each step took, those of a failed plan too.
-    ///
-    /// # Errors
-    /// As [`Executor::remove`].
-    pub async fn remove_timed(
+    pub async fn remove_part(
         &self,
         target: Target,
         verb: &str,
@@ -182,9 +184,15 @@ impl Executor {
             });
             first = first.and(self.stage(target.id, results.collect(), timings));
         }
-        first?;
-        self.journal.append(Entry::End { id: target.id })?;
-        Ok(erased)
+        first.map(|()| erased)
+    }
+
+    /// Notes in the journal that nothing of the container is left in the kernel.
+    ///
+    /// # Errors
+    /// The journal cannot be written.
+    pub fn close(&self, target: Target) -> Result<(), Error> {
+        Ok(self.journal.append(Entry::End { id: target.id })?)
     }
 
     fn begin(&self, target: Target, verb: &str) -> Result<(), Error> {
@@ -232,11 +240,11 @@ impl Executor {
                 let pins = runtime.prepare(&self.launch(container)).await?;
                 let _ = scratch.pins.set(pins);
             }
-            Make::ApplyRules => firewall.apply(slot, &subject.policy).await?,
+            Make::ApplyRules => firewall.apply(slot, &subject.rules).await?,
             Make::AttachLink => {
                 // Every plan prepares in an earlier stage.
                 let pins = scratch.pins.get().ok_or(RuntimeError::NotRunning(id))?;
-                links.attach(slot, &pins.net).await?;
+                links.attach(slot, &pins.net, (&container.settings.limits).into()).await?;
             }
             Make::CreateInit => {
                 let _ = scratch.init.set(runtime.create(id).await?);

@@ -8,14 +8,21 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use jiff::Timestamp;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 
+use super::aliases::Aliases;
 use super::catalog::Catalog;
 use super::directory::Directory;
 use super::error::{Error, What};
+use super::happenings::happenings;
 use crate::domain::container::Transition;
-use crate::domain::{Container, ContainerId, Image, Project, ProjectId, Receipt, ReceiptId, Slot, Token};
-use crate::store::{Batch, Durability, Records};
+use crate::domain::event::{EventKind, Happening};
+use crate::domain::network::Network;
+use crate::domain::{
+    AliasId, Container, ContainerId, Image, Project, ProjectId, ProxyAlias, Receipt, ReceiptId, Slot, Token,
+};
+use crate::store::events::Staged;
+use crate::store::{Batch, Durability, EventLog, Records};
 use crate::sys::btrfs::SubvolumeId;
 
 /// Changes of status that are kept of each container.
@@ -28,10 +35,14 @@ pub struct Ledger {
     directory: RwLock<Directory>,
     images: RwLock<Catalog<Image>>,
     tokens: RwLock<Catalog<Token>>,
+    aliases: RwLock<Aliases>,
     /// Receipts by the container they are of.
     receipts: RwLock<HashMap<ContainerId, ReceiptId>>,
+    events: EventLog,
     /// Held while a record is changed, never while one is flushed.
     order: Mutex<()>,
+    /// How often a container's way out has changed.
+    ways_out: watch::Sender<u64>,
 }
 
 fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
@@ -40,6 +51,12 @@ fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
 
 fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
     lock.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a container that may send has set about where it sends.
+fn own_way(container: &Container) -> Option<&Network> {
+    let network = container.settings.network.as_ref().filter(|network| network.enabled);
+    network.filter(|_| container.phase.may_send())
 }
 
 fn transition_key(id: ContainerId, n: u64) -> String {
@@ -60,15 +77,23 @@ impl Ledger {
             directory.put(container)?;
         }
         let images = Catalog::new(records.all::<Image>().await?);
+        let mut aliases = Aliases::default();
+        for alias in records.all::<ProxyAlias>().await? {
+            aliases.put(alias)?;
+        }
         let tokens = Catalog::new(records.all::<Token>().await?);
+        let events = EventLog::load(&records).await?;
         let receipts = records.all::<Receipt>().await?.iter().map(|receipt| (receipt.container, receipt.id)).collect();
         Ok(Self {
             records,
             directory: RwLock::new(directory),
             images: RwLock::new(images),
             tokens: RwLock::new(tokens),
+            aliases: RwLock::new(aliases),
             receipts: RwLock::new(receipts),
+            events,
             order: Mutex::new(()),
+            ways_out: watch::Sender::new(0),
         })
     }
 
@@ -82,6 +107,11 @@ impl Ledger {
         read(&self.directory)
     }
 
+    /// Tells when a container's way out is no longer what it was.
+    pub fn ways_out(&self) -> watch::Receiver<u64> {
+        self.ways_out.subscribe()
+    }
+
     /// Images.
     pub fn images(&self) -> RwLockReadGuard<'_, Catalog<Image>> {
         read(&self.images)
@@ -92,9 +122,36 @@ impl Ledger {
         read(&self.tokens)
     }
 
+    /// Containers' further names.
+    pub fn aliases(&self) -> RwLockReadGuard<'_, Aliases> {
+        read(&self.aliases)
+    }
+
     /// The receipt of a container that was deleted.
     pub fn receipt_of(&self, id: ContainerId) -> Option<ReceiptId> {
         read(&self.receipts).get(&id).copied()
+    }
+
+    /// What happened.
+    pub const fn events(&self) -> &EventLog {
+        &self.events
+    }
+
+    /// Notes something that happened and is no change of a record's. Not flushed.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn emit(&self, what: Happening) -> Result<(), Error> {
+        let _order = self.order.lock().await;
+        let staged = self.events.stage(Batch::default(), [what], Timestamp::now())?;
+        self.commit_staged(staged).await
+    }
+
+    /// Under `order`: commits a batch and shows the events in it.
+    async fn commit_staged(&self, (batch, staged): (Batch, Staged)) -> Result<(), Error> {
+        self.commit(batch).await?;
+        self.events.publish(staged);
+        Ok(())
     }
 
     async fn commit(&self, batch: Batch) -> Result<(), Error> {
@@ -157,9 +214,13 @@ impl Ledger {
             }
             // Memory refuses a name in use, so it goes first; the store's refusal puts the old record back.
             let changed = write(&self.directory).put(new)?;
-            if let Err(error) = self.commit(batch.put(&*changed)?).await {
+            let staged = self.events.stage(batch.put(&*changed)?, happenings(&old, &changed), changed.updated_at)?;
+            if let Err(error) = self.commit_staged(staged).await {
                 write(&self.directory).put((*old).clone())?;
                 return Err(error);
+            }
+            if own_way(&old) != own_way(&changed) {
+                self.ways_out.send_modify(|count| *count += 1);
             }
             changed
         };
@@ -184,7 +245,7 @@ impl Ledger {
         let _order = self.order.lock().await;
         let batch = self.without(id).await?;
         self.commit(batch).await?;
-        write(&self.directory).remove(id);
+        self.drop_container(id);
         Ok(())
     }
 
@@ -196,17 +257,82 @@ impl Ledger {
     pub async fn bury(&self, id: ContainerId, receipt: &Receipt) -> Result<(), Error> {
         let _order = self.order.lock().await;
         let batch = self.without(id).await?.put(receipt)?;
-        self.commit(batch).await?;
-        write(&self.directory).remove(id);
+        let deleted = Happening::to_container(EventKind::Deleted, receipt.project, id);
+        self.commit_staged(self.events.stage(batch, [deleted], Timestamp::now())?).await?;
+        self.drop_container(id);
         Ok(())
     }
 
     async fn without(&self, id: ContainerId) -> Result<Batch, Error> {
         let mut batch = Batch::default().remove::<Container>(&id);
+        for alias in self.aliases().of(id) {
+            batch = batch.remove::<ProxyAlias>(&alias.id);
+        }
         for (key, _) in self.records.all_at::<Transition>(&format!("transition/{id}/")).await? {
             batch = batch.remove_at(key);
         }
         Ok(batch)
+    }
+
+    /// Takes a container and its names out of memory.
+    fn drop_container(&self, id: ContainerId) {
+        write(&self.directory).remove(id);
+        let mut aliases = write(&self.aliases);
+        for alias in aliases.of(id) {
+            aliases.remove(alias.id);
+        }
+    }
+
+    /// Adds or changes a further name of a container that is not being deleted. Flushed.
+    ///
+    /// # Errors
+    /// What `make` refuses, no such container, the name is in use, too many.
+    pub async fn put_alias(
+        &self,
+        make: impl FnOnce(&Aliases) -> Result<ProxyAlias, Error> + Send,
+    ) -> Result<Arc<ProxyAlias>, Error> {
+        let alias = {
+            let _order = self.order.lock().await;
+            let new = make(&self.aliases())?;
+            self.check_alias(&new)?;
+            let old = self.aliases().get(new.id).ok();
+            let alias = write(&self.aliases).put(new)?;
+            if let Err(error) = self.commit(Batch::default().put(&*alias)?).await {
+                let mut aliases = write(&self.aliases);
+                aliases.remove(alias.id);
+                if let Some(old) = old {
+                    aliases.put((*old).clone())?;
+                }
+                return Err(error);
+            }
+            alias
+        };
+        self.settle(Durability::Flushed).await?;
+        Ok(alias)
+    }
+
+    fn check_alias(&self, new: &ProxyAlias) -> Result<(), Error> {
+        let directory = self.directory();
+        if directory.container(new.container)?.receipt.is_some() {
+            return Err(Error::Deleting { what: What::Container });
+        }
+        match directory.by_alias(&new.alias) {
+            Some(_) => Err(Error::AliasInUse { what: What::Alias, name: new.alias.to_string() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes a further name away. Flushed.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn remove_alias(&self, id: AliasId) -> Result<(), Error> {
+        {
+            let _order = self.order.lock().await;
+            self.commit(Batch::default().remove::<ProxyAlias>(&id)).await?;
+            write(&self.aliases).remove(id);
+        }
+        self.settle(Durability::Flushed).await
     }
 
     /// Marks a container as deleted, once; gives its receipt, which says from the first which subvolume has to go. From here on

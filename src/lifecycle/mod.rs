@@ -17,26 +17,38 @@
 //! - a tenant's link is taken up only when its rules are in;
 //! - whatever a failed verb made is gone when its error is answered.
 
+mod activity;
+mod alarms;
+mod aliases;
 mod bundle;
 mod catalog;
 mod directory;
+mod erasure;
 mod error;
 mod execute;
+mod happenings;
 mod ledger;
 mod plan;
 mod ready;
 mod recover;
 mod requests;
+mod rules;
 mod service;
+mod sleep;
 mod strays;
 mod supervisor;
 #[cfg(test)]
 pub(crate) mod tests;
+mod wake;
 mod worker;
 
+pub use activity::{InUse, Usage};
+pub use alarms::ALARM_LOOK_MS;
 pub use error::{DriverError, Error, What};
 pub use execute::{Drivers, Timings};
 pub use recover::Report;
 pub use requests::*;
-pub use service::Service;
+pub use rules::{RulesChange, RulesChanged, RulesEffect};
+pub use service::{Named, Service};
 pub use strays::Stray;
+pub use wake::{NotAwake, Wanted, Woken};

@@ -197,12 +197,23 @@ impl Plan<Make> {
 }
 
 impl Plan<Remove> {
-    /// Removes all that a running container has in the kernel; init must be dead or dies here. All at once, since removing a
-    /// link and removing chains each wait some 15 ms for the kernel: a link without rules passes nothing.
+    /// Removes what runs: afterwards the container uses no processor, no memory and no namespace. Init must be dead or dies here.
     ///
     /// What the record says by then, that it is to be stopped, is flushed beside it: what was stopped stays so.
+    pub fn let_go() -> Self {
+        Self::of(&[&[Remove::FlushRecord, Remove::Cgroup, Remove::Runtime]])
+    }
+
+    /// Removes what goes by the slot. Apart from the rest because the kernel takes some 20 ms for it, in which nobody
+    /// has to wait: a link without a process behind it carries nothing, and one without rules passes nothing.
+    pub fn disconnect() -> Self {
+        Self::of(&[&[Remove::Link, Remove::Rules]])
+    }
+
+    /// Removes all that a running container has in the kernel, at once.
     pub fn tear_down() -> Self {
-        Self::of(&[&[Remove::FlushRecord, Remove::Cgroup, Remove::Runtime, Remove::Link, Remove::Rules]])
+        let steps = [Self::let_go(), Self::disconnect()].into_iter().flat_map(|plan| plan.stages).flatten();
+        Self { stages: vec![steps.collect()] }
     }
 
     /// The same for a container whose slot is another's by now: what goes by the slot is left alone.
@@ -210,11 +221,19 @@ impl Plan<Remove> {
         Self::of(&[&[Remove::Cgroup, Remove::Runtime]])
     }
 
+    /// Removes what runs, then the data; what goes by the slot is left to [`Plan::disconnect`], beside it.
+    pub fn erase_but_slot() -> Self {
+        Self::let_go().then_data()
+    }
+
     /// Removes all that a container ever had.
     pub fn erase() -> Self {
-        let mut plan = Self::tear_down();
-        plan.stages.extend([vec![Remove::Rootfs], vec![Remove::Folders]]);
-        plan
+        Self::tear_down().then_data()
+    }
+
+    fn then_data(mut self) -> Self {
+        self.stages.extend([vec![Remove::Rootfs], vec![Remove::Folders]]);
+        self
     }
 }
 
@@ -252,10 +271,21 @@ mod tests {
 
     #[test]
     fn data_goes_only_when_nothing_can_write_it_any_more() {
-        let plan = Plan::erase();
-        assert!(position(&plan, Remove::Cgroup) < position(&plan, Remove::Rootfs));
-        assert!(position(&plan, Remove::FlushRecord) < position(&plan, Remove::Rootfs));
-        assert!(position(&plan, Remove::Rootfs) < position(&plan, Remove::Folders));
+        for plan in [Plan::erase(), Plan::erase_but_slot()] {
+            assert!(position(&plan, Remove::Cgroup) < position(&plan, Remove::Rootfs));
+            assert!(position(&plan, Remove::FlushRecord) < position(&plan, Remove::Rootfs));
+            assert!(position(&plan, Remove::Rootfs) < position(&plan, Remove::Folders));
+        }
+    }
+
+    #[test]
+    fn what_is_removed_in_two_parts_is_all_there_is() {
+        let steps = |plans: &[Plan<Remove>]| {
+            let steps = plans.iter().flat_map(|plan| plan.stages.iter().flatten());
+            steps.map(ToString::to_string).collect::<std::collections::BTreeSet<_>>()
+        };
+        assert_eq!(steps(&[Plan::let_go(), Plan::disconnect()]), steps(&[Plan::tear_down()]));
+        assert_eq!(steps(&[Plan::erase_but_slot(), Plan::disconnect()]), steps(&[Plan::erase()]));
     }
 
     #[test]

@@ -44,22 +44,31 @@ pub fn watch(shared: Arc<Shared>, id: ContainerId) -> watch::Receiver<Readiness>
 }
 
 async fn probe(shared: &Shared, id: ContainerId) -> Readiness {
-    let began = Instant::now();
     let Some((init, address)) = target(shared, id) else { return Readiness::Ended };
+    let lives = || target(shared, id).map(|(init, _)| init) == Some(init);
+    if !accepts(address, Duration::from_secs(TRIES_S_MAX), lives).await {
+        return Readiness::Ended;
+    }
+    note(shared, id, init).await;
+    Readiness::Ready
+}
+
+/// Tries a port until it accepts, at most so long and for as long as `lives` says.
+pub async fn accepts(address: SocketAddr, patience: Duration, lives: impl Fn() -> bool) -> bool {
+    let began = Instant::now();
     let mut pause_ms = PAUSE_MS_MIN;
-    while began.elapsed() < Duration::from_secs(TRIES_S_MAX) {
+    while began.elapsed() < patience {
         let attempt = tokio::time::timeout(Duration::from_millis(TRY_MS_MAX), TcpStream::connect(address)).await;
-        if target(shared, id).map(|(init, _)| init) != Some(init) {
-            return Readiness::Ended;
+        if !lives() {
+            return false;
         }
         if let Ok(Ok(_connected)) = attempt {
-            note(shared, id, init).await;
-            return Readiness::Ready;
+            return true;
         }
         tokio::time::sleep(Duration::from_millis(pause_ms)).await;
         pause_ms = (pause_ms + pause_ms.div_ceil(2)).min(PAUSE_MS_MAX);
     }
-    Readiness::Ended
+    false
 }
 
 fn target(shared: &Shared, id: ContainerId) -> Option<(Init, SocketAddr)> {

@@ -19,7 +19,7 @@ use super::requests::STOP_GRACE_S_DEFAULT;
 use super::strays::{self, Stray};
 use super::supervisor::{STARTS_AT_ONCE_MAX, Shared};
 use super::worker::Command;
-use crate::domain::policy::Policy;
+use crate::domain::firewall::Ruleset;
 use crate::domain::receipt::Erasure;
 use crate::domain::{Container, ContainerId, Desired, Init, Phase, Slot, StopReason, Verb};
 use crate::store::journal::Entry;
@@ -198,15 +198,15 @@ async fn settle(shared: &Shared, container: &Container, entries: &BTreeMap<Conta
 
 /// The whole table in one transaction: the base rules and those of the containers that run.
 async fn load_rules(shared: &Shared, adopted: &[(Arc<Container>, Init)]) -> Result<(), Error> {
-    let rules = |container: &Arc<Container>| match shared.policy(container) {
-        Ok(policy) => Some((container.slot, policy)),
+    let rules = |container: &Arc<Container>| match shared.rules(container) {
+        Ok(rules) => Some((container.slot, Arc::new(rules))),
         Err(error) => {
             // One container's policy must not keep the others from being served; a link without rules passes nothing.
             tracing::error!(container = %container.id, error = &error as &dyn std::error::Error, "cut off");
             None
         }
     };
-    let tenants: Vec<(Slot, Policy)> = adopted.iter().filter_map(|(container, _)| rules(container)).collect();
+    let tenants: Vec<(Slot, Arc<Ruleset>)> = adopted.iter().filter_map(|(container, _)| rules(container)).collect();
     shared.executor.drivers().firewall.load(&tenants).await.map_err(Error::driver)
 }
 
@@ -238,6 +238,10 @@ fn start_desired(shared: &Arc<Shared>) -> usize {
         .containers()
         .iter()
         .filter(|one| one.desired == Desired::Running && one.settings.autostart && one.receipt.is_none())
+        // What sleeps when nobody uses it can sleep until somebody does: no herd after a reboot.
+        .filter(|one| {
+            one.settings.idle_timeout_s.is_none() && !matches!(one.phase, Phase::Stopped { reason: StopReason::Idle })
+        })
         .filter(|one| one.phase.allows(Verb::Start))
         .map(|one| one.id)
         .collect();

@@ -1,6 +1,7 @@
 //! What surfaces ask for and get, already checked.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,10 +10,14 @@ use jiff::Timestamp;
 
 use super::error::Error;
 use super::execute::Timings;
+use crate::domain::alias::TargetPath;
 use crate::domain::container::{EnvChange, ExternalId, LimitsPatch, SettingsPatch};
+use crate::domain::host::Alias;
 use crate::domain::policy::PolicyName;
 use crate::domain::token::Permissions;
-use crate::domain::{Bytes, Container, ContainerName, Image, Limits, OperationId, ProjectId, Secret, Token, Verb};
+use crate::domain::{
+    Bytes, Container, ContainerId, ContainerName, Image, Limits, OperationId, ProjectId, Secret, Token, Verb,
+};
 use crate::sys::cgroup;
 use crate::sys::netlink::LinkUsage;
 
@@ -75,8 +80,10 @@ pub struct NewCopy {
     pub external_id: Option<ExternalId>,
     /// What differs from the source. (A copy is no template unless this says so.)
     pub settings: SettingsPatch,
-    /// Whether the source's firewall policy is taken along; `None`: if the source is a template.
+    /// Whether the source's firewall policy and own rules are taken along; `None`: if the source is a template.
     pub copy_firewall: Option<bool>,
+    /// Whether the source's network settings are taken along; `None`: if the source is a template.
+    pub copy_network: Option<bool>,
     /// Whether it is started at once.
     pub start: bool,
 }
@@ -239,6 +246,37 @@ pub enum Refused {
     Unknown,
     /// Its token has expired.
     Expired,
+}
+
+/// A further name of a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewAlias {
+    /// Whose.
+    pub container: ContainerId,
+    /// The name; `None`: one nobody can guess.
+    pub alias: Option<Alias>,
+    /// Where it leads.
+    pub settings: AliasSettings,
+}
+
+/// A change to a further name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AliasPatch {
+    /// The new name.
+    pub alias: Option<Alias>,
+    /// Where it leads.
+    pub settings: AliasSettings,
+}
+
+/// Where an alias leads; `None` leaves a field as it is, and `Some(None)` empties it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[allow(missing_docs, reason = "each field is the one of the same name in ProxyAlias")]
+pub struct AliasSettings {
+    pub port: Option<Option<NonZeroU16>>,
+    pub target_path: Option<Option<TargetPath>>,
+    pub allow_path_override: Option<bool>,
+    pub enabled: Option<bool>,
+    pub expires_at: Option<Option<Timestamp>>,
 }
 
 /// Labels that a listing filters by: each must be there with this value.

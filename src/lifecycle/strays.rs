@@ -44,33 +44,55 @@ const fn may_have_objects(container: &Container) -> bool {
     container.receipt.is_some() || !matches!(container.phase, Phase::Stopped { .. } | Phase::Failed { .. })
 }
 
-/// Looks for strays.
+/// What a container of this instance may have, as the drivers see it.
+struct Seen {
+    cgroups: Vec<ContainerId>,
+    links: Vec<Slot>,
+    runtime: Vec<ContainerId>,
+    rules: Vec<Slot>,
+    folders: Vec<ContainerId>,
+}
+
+async fn look(shared: &Shared) -> Result<Seen, Error> {
+    let drivers = shared.executor.drivers();
+    Ok(Seen {
+        cgroups: drivers.cgroups.list().await.map_err(Error::driver)?,
+        links: drivers.links.list().await.map_err(Error::driver)?,
+        runtime: drivers.runtime.list().await.map_err(Error::driver)?,
+        rules: drivers.firewall.list().await.map_err(Error::driver)?,
+        folders: drivers.folders.list().await.map_err(Error::driver)?,
+    })
+}
+
+/// Looks for strays, twice: what the first look found and a worker removed meanwhile is none.
 ///
 /// # Errors
 /// A driver cannot list what there is.
 pub async fn find(shared: &Shared) -> Result<Vec<Stray>, Error> {
-    let drivers = shared.executor.drivers();
-    // What there is comes first: what is made after that look is in nobody's list, and what had gone by the second look
-    // at the records was there in between by right.
-    let cgroups = drivers.cgroups.list().await.map_err(Error::driver)?;
-    let links = drivers.links.list().await.map_err(Error::driver)?;
-    let runtime = drivers.runtime.list().await.map_err(Error::driver)?;
-    let rules = drivers.firewall.list().await.map_err(Error::driver)?;
-    let folders = drivers.folders.list().await.map_err(Error::driver)?;
+    let first = unowned(shared).await?;
+    if first.is_empty() {
+        return Ok(first);
+    }
+    let again = unowned(shared).await?;
+    Ok(first.into_iter().filter(|stray| again.contains(stray)).collect())
+}
 
+async fn unowned(shared: &Shared) -> Result<Vec<Stray>, Error> {
+    // What there is comes before who may have it: what is made after the look is in nobody's list.
+    let seen = look(shared).await?;
     let containers = shared.ledger.directory().containers();
     let known: BTreeSet<ContainerId> = containers.iter().map(|one| one.id).collect();
-    let active = || containers.iter().filter(|one| may_have_objects(one));
+    let active = || containers.iter().filter(|one| may_have_objects(one) || shared.has_worker(one.id));
     let ids: BTreeSet<ContainerId> = active().map(|one| one.id).collect();
     let slots: BTreeSet<Slot> = active().map(|one| one.slot).collect();
 
     let mut strays = Vec::new();
-    strays.extend(cgroups.into_iter().filter(|id| !ids.contains(id)).map(Stray::Cgroup));
-    strays.extend(links.into_iter().filter(|slot| !slots.contains(slot)).map(Stray::Link));
-    strays.extend(runtime.into_iter().filter(|id| !ids.contains(id)).map(Stray::Runtime));
-    strays.extend(rules.into_iter().filter(|slot| !slots.contains(slot)).map(Stray::Rules));
-    for id in folders.into_iter().filter(|id| !known.contains(id)) {
-        let finished = drivers.folders.has_manifest(id).await.map_err(Error::driver)?;
+    strays.extend(seen.cgroups.into_iter().filter(|id| !ids.contains(id)).map(Stray::Cgroup));
+    strays.extend(seen.links.into_iter().filter(|slot| !slots.contains(slot)).map(Stray::Link));
+    strays.extend(seen.runtime.into_iter().filter(|id| !ids.contains(id)).map(Stray::Runtime));
+    strays.extend(seen.rules.into_iter().filter(|slot| !slots.contains(slot)).map(Stray::Rules));
+    for id in seen.folders.into_iter().filter(|id| !known.contains(id)) {
+        let finished = shared.executor.drivers().folders.has_manifest(id).await.map_err(Error::driver)?;
         strays.push(if finished { Stray::Orphan(id) } else { Stray::Folders(id) });
     }
     Ok(strays)

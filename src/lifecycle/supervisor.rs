@@ -9,11 +9,16 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 
+use super::activity::Activities;
+use super::alarms::Told;
 use super::error::{Error, What};
 use super::execute::{Executor, Subject};
 use super::ledger::Ledger;
+use super::wake::Wakes;
 use super::worker::{Command, Handle, Worker};
-use crate::domain::policy::{Policies, Policy};
+use crate::domain::firewall::Ruleset;
+use crate::domain::network::way_out;
+use crate::domain::policy::Policies;
 use crate::domain::receipt::Erasure;
 use crate::domain::{Container, ContainerId, Receipt, Subnet};
 use crate::sys::btrfs::SubvolumeId;
@@ -40,6 +45,12 @@ pub struct Shared {
     pub policies: Policies,
     /// Where addresses come from.
     pub subnet: Subnet,
+    /// Who uses which container.
+    pub activities: Activities,
+    /// Which containers are being woken.
+    pub wakes: Wakes,
+    /// Which reached limits were told.
+    pub told: Told,
     starts: Semaphore,
     workers: Mutex<HashMap<ContainerId, Handle>>,
     /// Commands that are queued or at work.
@@ -55,6 +66,9 @@ impl Shared {
             executor,
             policies,
             subnet,
+            activities: Activities::default(),
+            wakes: Wakes::default(),
+            told: Told::default(),
             starts: Semaphore::new(STARTS_AT_ONCE_MAX),
             workers: Mutex::new(HashMap::new()),
             at_work: AtomicUsize::new(0),
@@ -113,6 +127,11 @@ impl Shared {
         true
     }
 
+    /// Whether a task owns the container now; it may then be at work on what the record does not show.
+    pub fn has_worker(&self, id: ContainerId) -> bool {
+        self.workers().contains_key(&id)
+    }
+
     /// Refuses new commands and waits until none is at work, at most so long. Containers go on running.
     pub async fn close(&self, patience: Duration) {
         self.closing.store(true, Ordering::Release);
@@ -141,17 +160,21 @@ impl Shared {
     pub fn subject(&self, container: Arc<Container>) -> Result<Subject, Error> {
         let image = self.ledger.images().get(&container.image);
         let image = image.ok_or_else(|| Error::not_found(What::Image, &container.image_name))?;
-        let policy = Arc::new(self.policy(&container)?);
-        Ok(Subject { policy, image, container })
+        let rules = Arc::new(self.rules(&container)?);
+        Ok(Subject { rules, image, container })
     }
 
-    /// A container's firewall policy.
+    /// A container's own rules on top of its policy's.
     ///
     /// # Errors
-    /// It is not there.
-    pub fn policy(&self, container: &Container) -> Result<Policy, Error> {
+    /// The policy is not there.
+    pub fn rules(&self, container: &Container) -> Result<Ruleset, Error> {
         let name = &container.settings.firewall_policy;
-        self.policies.get(name).cloned().ok_or_else(|| Error::not_found(What::Policy, name))
+        let policy = self.policies.get(name).ok_or_else(|| Error::not_found(What::Policy, name))?;
+        // Both are within their bounds since they were read or made.
+        let rules = Ruleset::new(policy, &container.settings.firewall_rules);
+        let rules = rules.map_err(|error| Error::Config(error.to_string()))?;
+        Ok(rules.led(way_out(container.settings.network.as_ref())))
     }
 
     /// A container's address.

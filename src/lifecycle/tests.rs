@@ -9,9 +9,13 @@ use super::execute::Drivers;
 use super::requests::*;
 use super::{Error, Service};
 use crate::config::Config;
+use crate::domain::container::{LimitsPatch, SettingsPatch};
+use crate::domain::firewall::{OwnRules, Ruleset};
 use crate::domain::policy::Policies;
 use crate::domain::receipt::Erasure;
-use crate::domain::{Bytes, Container, Exit, Image, ImageConfig, ImageId, Phase, ProjectId, Status, StopReason, Verb};
+use crate::domain::{
+    Bytes, BytesPerSecond, Container, Exit, Image, ImageConfig, ImageId, Phase, ProjectId, Status, StopReason, Verb,
+};
 use crate::store::journal::{Entry, RunJournal};
 use crate::store::sled::SledStore;
 use crate::store::{Batch, Durability, Records, Store};
@@ -101,6 +105,22 @@ async fn eventually(service: &Service, container: &Container, status: Status) ->
     panic!("it is {:?}, not {status}", service.container(container.id).unwrap().phase);
 }
 
+impl Lab {
+    /// Waits until there is just this: link and rules of a stopped container go after the answer.
+    async fn comes_to(&self, want: Left) {
+        for _ in 0..500 {
+            if self.host.left() == want {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        assert_eq!(self.host.left(), want);
+    }
+}
+
+/// What a container that was started once keeps while it is stopped: rootfs, its folders, its bundle.
+const STOPPED: Left = Left { rootfs: 1, folders: 2, cgroups: 0, links: 0, chains: 0, helpers: 0, inits: 0 };
+
 #[tokio::test]
 async fn a_container_is_made_started_stopped_and_erased_without_a_trace() {
     let (lab, service, project) = Lab::new().await;
@@ -109,7 +129,7 @@ async fn a_container_is_made_started_stopped_and_erased_without_a_trace() {
     let id = made.container.id;
     let done = service.verb(id, Verb::Stop, until(Until::Started), None).await.unwrap();
     assert_eq!(done.container.phase, Phase::Stopped { reason: StopReason::Requested });
-    assert_eq!(lab.host.left(), Left { rootfs: 1, folders: 2, ..Left::default() }, "stopped costs only the disk");
+    lab.comes_to(STOPPED).await;
     let receipt = service.delete(id, true, None).await.unwrap();
     assert_eq!(receipt.state, Erasure::Complete);
     assert_eq!(lab.host.left(), Left::default());
@@ -161,6 +181,50 @@ async fn whichever_step_of_a_start_fails_the_container_is_stopped_and_says_why()
         }
         assert!(failed >= 8, "only {failed} steps were tried");
     }
+}
+
+#[tokio::test]
+async fn whichever_step_of_a_stop_fails_the_next_verbs_put_it_right() {
+    for late in [false, true] {
+        let (lab, service, project) = Lab::new().await;
+        let id = service.create(project, started(true), until(Until::Started)).await.unwrap().container.id;
+        let mut failed = Vec::new();
+        for n in 1..CALLS_MAX {
+            lab.faults.fail_at(n, late);
+            let result = service.verb(id, Verb::Stop, until(Until::Started), None).await;
+            // What follows the answer is still to come: the next verb waits for it.
+            if result.is_err() {
+                service.verb(id, Verb::ForceStop, until(Until::Started), None).await.unwrap();
+            }
+            let started = service.verb(id, Verb::Start, until(Until::Started), None).await;
+            let Some(call) = lab.faults.disarm() else { break };
+            if started.is_err() {
+                service.verb(id, Verb::Start, until(Until::Started), None).await.unwrap();
+            }
+            failed.push(call);
+        }
+        assert!(failed.len() >= 5, "only these were tried: {failed:?}");
+        service.delete(id, false, None).await.unwrap();
+        assert_eq!(lab.host.left(), Left::default());
+    }
+}
+
+#[tokio::test]
+async fn what_a_daemon_died_before_removing_behind_a_stop_is_removed_by_the_next() {
+    let (lab, service, project) = Lab::new().await;
+    let made = service.create(project, started(true), until(Until::Started)).await.unwrap().container;
+    service.verb(made.id, Verb::Stop, until(Until::Started), None).await.unwrap();
+    lab.comes_to(STOPPED).await;
+    drop(service);
+    let policies = Policies::shipped().unwrap();
+    let web = policies.get(&"web".parse().unwrap()).unwrap();
+    let web = Arc::new(Ruleset::new(web, &OwnRules::default()).unwrap());
+    crate::sys::nft::Firewall::apply(&*lab.host, made.slot, &web).await.unwrap();
+    let entry = Entry::Begin { id: made.id, slot: made.slot, verb: "stop".into() };
+    RunJournal::open(lab.config.run_dir.join("journal")).unwrap().append(entry).unwrap();
+    let service = lab.daemon().await;
+    assert_eq!(service.container(made.id).unwrap().status(), Status::Stopped);
+    assert_eq!(lab.host.left(), STOPPED);
 }
 
 #[tokio::test]
@@ -233,6 +297,52 @@ async fn closing_waits_for_a_create_that_nobody_waits_for() {
     assert_eq!(service.container(made.id).unwrap().status(), Status::Running);
 }
 
+/// A change of every limit that is kept for a running container, to some multiple.
+fn limits_times(factor: u64) -> ContainerPatch {
+    let limits = LimitsPatch {
+        memory: Some(Some(Bytes::mib(100 * factor))),
+        disk: Some(Some(Bytes::mib(200 * factor))),
+        ramdisk: Some(Some(Bytes::mib(10 * factor))),
+        net_rx_bps: Some(Some(BytesPerSecond(1_000 * factor))),
+        ..LimitsPatch::default()
+    };
+    ContainerPatch { settings: SettingsPatch { limits, ..Default::default() }, ..Default::default() }
+}
+
+#[tokio::test]
+async fn whichever_limit_is_not_taken_all_the_old_ones_stay_in_force_and_in_the_record() {
+    for late in [false, true] {
+        let (lab, service, project) = Lab::new().await;
+        let made = service.create(project, started(true), until(Until::Started)).await.unwrap().container;
+        let old = service.update(made.id, limits_times(1), None).await.unwrap().container;
+        let in_force = lab.host.limits_of(old.id, old.slot).unwrap();
+        assert_eq!((in_force.0, in_force.2), (old.settings.limits, Some(Bytes::mib(10))));
+        let mut failed = Vec::new();
+        for n in 1..CALLS_MAX {
+            lab.faults.fail_at(n, late);
+            let result = service.update(old.id, limits_times(2), None).await;
+            let Some(call) = lab.faults.disarm() else {
+                let new = result.unwrap().container;
+                assert_eq!(lab.host.limits_of(new.id, new.slot).unwrap().0, new.settings.limits);
+                break;
+            };
+            // The copy of the record beside the data is only told of.
+            if call == "folders.write_manifest" {
+                service.update(old.id, limits_times(1), None).await.unwrap();
+                continue;
+            }
+            assert!(result.is_err(), "{call} failed and nobody was told");
+            assert_eq!(service.container(old.id).unwrap().settings, old.settings, "after {call} failed (late: {late})");
+            let now = lab.host.limits_of(old.id, old.slot).unwrap();
+            assert_eq!(now, in_force, "after {call} failed (late: {late})");
+            failed.push(call);
+        }
+        for call in ["pool.set_limit", "cgroups.set_limits", "links.set_rates", "runtime.resize_ramdisk"] {
+            assert!(failed.contains(&call), "{call} was not tried: {failed:?}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn an_exit_is_noticed_and_leaves_nothing_in_the_kernel() {
     let (lab, service, project) = Lab::new().await;
@@ -241,7 +351,7 @@ async fn an_exit_is_noticed_and_leaves_nothing_in_the_kernel() {
     let after = eventually(&service, &made, Status::Stopped).await;
     let reason = StopReason::Exited { exit: Exit::Code(3), oom: false };
     assert_eq!(after.phase, Phase::Stopped { reason });
-    assert_eq!(lab.host.left(), Left { rootfs: 1, folders: 2, ..Left::default() });
+    lab.comes_to(STOPPED).await;
 }
 
 #[tokio::test]

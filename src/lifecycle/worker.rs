@@ -4,6 +4,7 @@
 //! A worker lives while its container has a process or a verb, and is made anew for the next verb; thousands of sleeping
 //! containers have none. What it was told to do it does to the end, also when the caller has gone away.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -17,19 +18,18 @@ use super::execute::{Target, Timings};
 use super::ledger::Change;
 use super::plan::{Make, Origin, Plan, Remove};
 use super::ready::{self, Readiness};
-use super::requests::ContainerPatch;
+use super::requests::{ContainerPatch, STOP_GRACE_S_DEFAULT};
+use super::rules::{RulesChange, RulesChanged};
 use super::supervisor::Shared;
-use crate::domain::receipt::Erasure;
+use crate::domain::network::way_out;
 use crate::domain::{Container, ContainerId, Desired, Exit, Init, Phase, Receipt, StopReason, Verb};
-use crate::sys::runtime::Delivery;
+use crate::sys::netlink::Rates;
+use crate::sys::runtime::{Delivery, Pins, Resized};
 
 /// Commands that may wait at one worker.
 pub const COMMANDS_MAX: usize = 16;
 /// How long init may take to end after SIGKILL, in milliseconds; longer only in an uninterruptible sleep.
 const KILL_WAIT_MS_MAX: u64 = 10_000;
-/// An erasure that failed is tried again so often, with a pause in between that is doubled each time, in milliseconds.
-const ERASE_TRIES_MAX: u32 = 10;
-const ERASE_PAUSE_MS_MIN: u64 = 500;
 /// SIGTERM and SIGKILL (signal(7)).
 const SIGTERM: i32 = libc::SIGTERM;
 const SIGKILL: i32 = libc::SIGKILL;
@@ -75,6 +75,13 @@ pub enum Command {
         /// Who waits.
         reply: Reply<Settled>,
     },
+    /// Start it, if it is stopped and may be woken.
+    Wake {
+        /// Who waits.
+        reply: Reply<Settled>,
+    },
+    /// Stop it, if nobody has used it for its `idle_timeout`.
+    Sleep,
     /// Change the record, and what of it is in force.
     Update {
         /// How.
@@ -83,6 +90,15 @@ pub enum Command {
         if_match: Option<u64>,
         /// Who waits.
         reply: Reply<Arc<Container>>,
+    },
+    /// Change its own firewall rules.
+    Rules {
+        /// How.
+        change: Box<RulesChange>,
+        /// The generation the change is meant for.
+        if_match: Option<u64>,
+        /// Who waits.
+        reply: Reply<RulesChanged>,
     },
     /// Remove everything; the record is marked already.
     Erase {
@@ -109,11 +125,13 @@ pub struct Handle {
 /// The task.
 #[derive(Debug)]
 pub struct Worker {
-    id: ContainerId,
-    shared: Arc<Shared>,
+    pub(super) id: ContainerId,
+    pub(super) shared: Arc<Shared>,
     commands: mpsc::Receiver<Command>,
     busy: Arc<AtomicBool>,
     hurry: watch::Receiver<bool>,
+    /// Whether the port of the init that runs accepts.
+    ready: Option<watch::Receiver<Readiness>>,
 }
 
 impl Worker {
@@ -123,7 +141,7 @@ impl Worker {
         let busy = Arc::new(AtomicBool::new(false));
         let (hurry, hurried) = watch::channel(false);
         let handle = Handle { commands: sender, busy: busy.clone(), hurry };
-        (Self { id, shared, commands, busy, hurry: hurried }, handle)
+        (Self { id, shared, commands, busy, hurry: hurried, ready: None }, handle)
     }
 
     /// Serves commands until there is nothing left to own.
@@ -153,7 +171,7 @@ impl Worker {
         .await;
     }
 
-    fn record(&self) -> Result<Arc<Container>, Error> {
+    pub(super) fn record(&self) -> Result<Arc<Container>, Error> {
         self.shared.ledger.directory().container(self.id)
     }
 
@@ -169,8 +187,10 @@ impl Worker {
                 let result = self.verb(verb, grace).await;
                 self.busy.store(false, Ordering::Release);
                 drop(reply.send(result));
+                self.disconnect(verb).await;
             }
             Command::Update { patch, if_match, reply } => drop(reply.send(self.update(*patch, if_match).await)),
+            Command::Rules { change, if_match, reply } => drop(reply.send(self.change_rules(&change, if_match).await)),
             Command::Erase { tries, reply } => {
                 let result = self.erase().await;
                 if result.is_err() && self.is_tombstoned() {
@@ -178,11 +198,13 @@ impl Worker {
                 }
                 drop(reply.send(result));
             }
+            Command::Wake { reply } => drop(reply.send(self.wake().await)),
+            Command::Sleep => self.sleep().await,
             Command::Adopt => drop(self.watch_ready()),
         }
     }
 
-    fn is_tombstoned(&self) -> bool {
+    pub(super) fn is_tombstoned(&self) -> bool {
         self.record().map_or(true, |container| container.receipt.is_some())
     }
 
@@ -224,7 +246,8 @@ impl Worker {
     }
 
     /// Writes down what a plan made: a process, or a rootfs without one.
-    async fn made(&self, init: Option<Init>, how: Change<'_>, timings: Timings) -> Result<Settled, Error> {
+    async fn made(&mut self, init: Option<Init>, how: Change<'_>, timings: Timings) -> Result<Settled, Error> {
+        let by = how.by.to_owned();
         let container = self
             .set(how, |container| {
                 container.phase = match init {
@@ -233,17 +256,23 @@ impl Worker {
                 };
                 if init.is_some() {
                     container.started_at = Some(Timestamp::now());
+                    container.started_by = Some(by);
                     container.ready_at = None;
                     container.env_revision_applied = container.env_revision;
                 }
             })
             .await?;
-        let ready = init.map(|_| self.watch_ready());
+        let ready = init.map(|_| {
+            self.shared.activities.touch(self.id);
+            self.watch_ready()
+        });
         Ok(Settled { container, ready, timings })
     }
 
-    fn watch_ready(&self) -> watch::Receiver<Readiness> {
-        ready::watch(self.shared.clone(), self.id)
+    fn watch_ready(&mut self) -> watch::Receiver<Readiness> {
+        let ready = ready::watch(self.shared.clone(), self.id);
+        self.ready = Some(ready.clone());
+        ready
     }
 
     async fn verb(&mut self, verb: Verb, grace: Duration) -> Result<Settled, Error> {
@@ -253,11 +282,15 @@ impl Worker {
         }
         tracing::info!(%verb, generation = container.generation, "begins");
         match verb {
-            Verb::Start => self.start("start").await,
-            Verb::Stop => self.stop("stop", Some(grace), Desired::Stopped).await,
-            Verb::ForceStop => self.stop("force-stop", None, Desired::Stopped).await,
+            Verb::Start => {
+                self.shared.wakes.well(self.id);
+                self.start("start").await
+            }
+            Verb::Stop => self.stop("stop", Some(grace), Desired::Stopped, StopReason::Requested).await,
+            Verb::ForceStop => self.stop("force-stop", None, Desired::Stopped, StopReason::Requested).await,
             Verb::Restart => {
-                let stopped = self.stop("restart", Some(grace), Desired::Running).await?;
+                let stopped = self.stop("restart", Some(grace), Desired::Running, StopReason::Requested).await?;
+                self.disconnect(verb).await;
                 let mut settled = self.start("restart").await?;
                 settled.timings.splice(..0, stopped.timings);
                 Ok(settled)
@@ -269,6 +302,12 @@ impl Worker {
 
     async fn start(&mut self, by: &str) -> Result<Settled, Error> {
         let began = Instant::now();
+        let container = self.record()?;
+        let executor = &self.shared.executor;
+        // What an earlier verb could not remove must not be taken for what this one makes.
+        if executor.journal().is_open(self.id) {
+            executor.remove(Target::from(&*container), by, &Plan::<Remove>::tear_down()).await?;
+        }
         let container = self
             .set(Change::lazy(by), |container| {
                 container.phase = Phase::Starting;
@@ -289,7 +328,13 @@ impl Worker {
         }
     }
 
-    async fn stop(&mut self, by: &str, grace: Option<Duration>, desired: Desired) -> Result<Settled, Error> {
+    async fn stop(
+        &mut self,
+        by: &str,
+        grace: Option<Duration>,
+        desired: Desired,
+        reason: StopReason,
+    ) -> Result<Settled, Error> {
         let began = Instant::now();
         let container = self.record()?;
         let Some(init) = container.phase.init() else { return Ok(Settled::at_rest(container, Timings::new())) };
@@ -304,12 +349,49 @@ impl Worker {
         let ending = Instant::now();
         self.end(init, grace).await?;
         let mut timings = Timings::from([("end-init".to_owned(), ending.elapsed())]);
-        let container = self.torn_down(by, began, StopReason::Requested, &mut timings).await?;
+        let container = self.let_go(by, began, reason, &mut timings).await?;
         Ok(Settled::at_rest(container, timings))
     }
 
+    /// Starts a container that is asked for while it is stopped; where it runs already, says whether its port accepts.
+    async fn wake(&mut self) -> Result<Settled, Error> {
+        let container = self.record()?;
+        if container.receipt.is_some() || !container.settings.wake_on_request {
+            return Err(Error::NotRunning(container.status()));
+        }
+        match container.phase {
+            Phase::Stopped { .. } => self.start("request").await,
+            Phase::Running { .. } => {
+                let ready = self.ready.clone().unwrap_or_else(|| self.watch_ready());
+                Ok(Settled { container, ready: Some(ready), timings: Timings::new() })
+            }
+            _ => Err(Error::NotRunning(container.status())),
+        }
+    }
+
+    /// Puts a container to sleep that nobody has used for its `idle_timeout`. What cannot be stopped now is tried again at the
+    /// next look.
+    async fn sleep(&mut self) {
+        let Ok(container) = self.record() else { return };
+        let Some(timeout) = container.settings.idle_timeout() else { return };
+        if container.receipt.is_some() || !matches!(container.phase, Phase::Running { .. }) {
+            return;
+        }
+        let shared = self.shared.clone();
+        let Some(closed) = shared.activities.close(self.id, timeout) else { return };
+        let grace = Some(Duration::from_secs(STOP_GRACE_S_DEFAULT));
+        match self.stop("idle", grace, Desired::Running, StopReason::Idle).await {
+            Ok(_asleep) => shared.wakes.well(self.id),
+            Err(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "an idle container cannot be put to sleep");
+            }
+        }
+        drop(closed);
+        self.disconnect("idle").await;
+    }
+
     /// Ends init: asks first where there is a grace, then kills.
-    async fn end(&mut self, init: Init, grace: Option<Duration>) -> Result<(), Error> {
+    pub(super) async fn end(&mut self, init: Init, grace: Option<Duration>) -> Result<(), Error> {
         let runtime = self.shared.executor.drivers().runtime.clone();
         if let Some(grace) = grace
             && runtime.signal(init, SIGTERM).map_err(Error::driver)? == Delivery::Sent
@@ -327,21 +409,37 @@ impl Worker {
         Ok(())
     }
 
-    /// Removes what a dead init leaves, and writes down that it is stopped.
-    async fn torn_down(
+    /// Removes what a dead init leaves but for its link and rules, and writes down that it is stopped.
+    async fn let_go(
         &self,
         by: &str,
         began: Instant,
         reason: StopReason,
         timings: &mut Timings,
     ) -> Result<Arc<Container>, Error> {
-        let target = Target::from(&*self.record()?);
-        self.shared.executor.remove_timed(target, by, &Plan::<Remove>::tear_down(), timings).await?;
+        let container = self.record()?;
+        // The counters go with the cgroup.
+        self.shared.last_alarms(&container).await;
+        let target = Target::from(&*container);
+        self.shared.executor.remove_part(target, by, &Plan::let_go(), timings).await?;
         self.set(Change::lazy(by).since(began), |container| {
             container.phase = Phase::Stopped { reason };
             container.ready_at = None;
         })
         .await
+    }
+
+    /// Removes the link and the rules of a container that was just stopped, after whoever asked for that has been answered. The
+    /// journal's entry stays open until then: the next start, or the next daemon, does what fails here.
+    async fn disconnect(&self, by: impl fmt::Display) {
+        let Ok(container) = self.record() else { return };
+        let executor = &self.shared.executor;
+        if !matches!(container.phase, Phase::Stopped { .. }) || !executor.journal().is_open(self.id) {
+            return;
+        }
+        if let Err(error) = executor.remove(Target::from(&*container), &by.to_string(), &Plan::disconnect()).await {
+            tracing::error!(error = &error as &dyn std::error::Error, "link or rules of a stopped container are left");
+        }
     }
 
     /// Init ended by itself.
@@ -351,11 +449,16 @@ impl Worker {
         let oom = usage.ok().flatten().is_some_and(|usage| usage.oom_kills > 0);
         tracing::info!(%exit, oom, "init ended");
         let reason = StopReason::Exited { exit, oom };
-        if let Err(error) = self.torn_down("exit", began, reason, &mut Timings::new()).await {
+        let lived =
+            self.record().ok().and_then(|container| container.started_at).map(|at| at.duration_until(Timestamp::now()));
+        let lived = lived.and_then(|lived| lived.try_into().ok()).unwrap_or_default();
+        self.shared.wakes.exited(self.id, lived, reason.to_string());
+        if let Err(error) = self.let_go("exit", began, reason, &mut Timings::new()).await {
             tracing::error!(error = &error as &dyn std::error::Error, "what a dead init left cannot be removed");
             // The record still says running with a dead init: without this pause the loop would spin on it.
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
+        self.disconnect("exit").await;
     }
 
     async fn freeze(&self, frozen: bool) -> Result<Settled, Error> {
@@ -371,8 +474,13 @@ impl Worker {
         Ok(Settled::at_rest(container, Timings::new()))
     }
 
-    /// First what is in force, then the record: a limit that the kernel does not take is not written down.
     async fn update(&self, patch: ContainerPatch, if_match: Option<u64>) -> Result<Arc<Container>, Error> {
+        let old = self.record_at(if_match)?;
+        self.replace(&old, Change::flushed("update"), |record| patch.apply(record)).await
+    }
+
+    /// The record, where it may be changed.
+    pub(super) fn record_at(&self, if_match: Option<u64>) -> Result<Arc<Container>, Error> {
         let old = self.record()?;
         if old.receipt.is_some() {
             return Err(Error::not_found(super::What::Container, self.id));
@@ -380,11 +488,21 @@ impl Worker {
         if let Some(wanted) = if_match.filter(|wanted| *wanted != old.generation) {
             return Err(Error::Stale { what: super::What::Container, wanted, found: old.generation });
         }
-        let mut new = (*old).clone();
-        patch.apply(&mut new)?;
+        Ok(old)
+    }
+
+    /// First what is in force, then the record: a limit that the kernel does not take is not written down.
+    pub(super) async fn replace(
+        &self,
+        old: &Arc<Container>,
+        how: Change<'_>,
+        patch: impl Fn(&mut Container) -> Result<(), Error> + Send + Sync,
+    ) -> Result<Arc<Container>, Error> {
+        let mut new = (**old).clone();
+        patch(&mut new)?;
         let new = Arc::new(new);
-        let result = match self.enforce(&old, &new).await {
-            Ok(()) => self.shared.ledger.change(self.id, Change::flushed("update"), |record| patch.apply(record)).await,
+        let result = match self.enforce(old, &new).await {
+            Ok(()) => self.shared.ledger.change(self.id, how, &patch).await,
             Err(error) => Err(error),
         };
         match result {
@@ -393,7 +511,7 @@ impl Worker {
                 Ok(record)
             }
             Err(error) => {
-                if let Err(back) = self.enforce(&new, &old).await {
+                if let Err(back) = self.enforce(&new, old).await {
                     tracing::error!(error = &back as &dyn std::error::Error, "limits cannot be put back");
                 }
                 Err(error)
@@ -408,15 +526,25 @@ impl Worker {
             let rootfs = self.shared.executor.layout().pool.rootfs(self.id);
             drivers.pool.set_limit(&rootfs, is.limits.disk).await.map_err(Error::driver)?;
         }
-        if new.phase.init().is_none() {
-            return Ok(());
-        }
+        let Some(init) = new.phase.init() else { return Ok(()) };
         if was.limits != is.limits {
             drivers.cgroups.set_limits(self.id, &is.limits).await.map_err(Error::driver)?;
         }
-        if was.firewall_policy != is.firewall_policy {
-            let subject = self.shared.subject(new.clone())?;
-            drivers.firewall.apply(new.slot, &subject.policy).await.map_err(Error::driver)?;
+        let rates = Rates::from(&is.limits);
+        if rates != Rates::from(&was.limits) {
+            drivers.links.set_rates(new.slot, &Pins::of(init).net, rates).await.map_err(Error::driver)?;
+        }
+        if was.limits.ramdisk != is.limits.ramdisk && is.ramdisk {
+            let resized = drivers.runtime.resize_ramdisk(init, is.limits.ramdisk).await.map_err(Error::driver)?;
+            if resized == Resized::InUse {
+                let reason = "the files in it need more".to_owned();
+                return Err(Error::LimitBelowUse { limit: "ramdisk", reason });
+            }
+        }
+        let ways = [was, is].map(|settings| way_out(settings.network.as_ref()));
+        if was.firewall_policy != is.firewall_policy || was.firewall_rules != is.firewall_rules || ways[0] != ways[1] {
+            let rules = Arc::new(self.shared.rules(new)?);
+            drivers.firewall.apply(new.slot, &rules).await.map_err(Error::driver)?;
         }
         Ok(())
     }
@@ -427,80 +555,6 @@ impl Worker {
         if let Err(error) = self.shared.executor.drivers().folders.write_manifest(self.id, &json).await {
             tracing::warn!(error = &error as &dyn std::error::Error, "the manifest is behind the record");
         }
-    }
-
-    /// Removes everything and puts the receipt in the record's place.
-    async fn erase(&mut self) -> Result<Receipt, Error> {
-        let Ok(container) = self.record() else {
-            let known = self.shared.ledger.receipt_of(self.id);
-            let known = known.ok_or_else(|| Error::not_found(super::What::Container, self.id))?;
-            return self.shared.ledger.receipt(known).await;
-        };
-        let Some(receipt) = container.receipt else { return Err(Error::Busy(self.id)) };
-        let mut receipt = self.shared.ledger.receipt(receipt).await?;
-        if let Some(init) = container.phase.init() {
-            self.end(init, None).await?;
-        }
-        let target = Target::from(&*container);
-        let erased = self.shared.executor.remove(target, "delete", &Plan::<Remove>::erase()).await?;
-        let erased = erased.map(|id| id.0).filter(|id| !receipt.subvolumes.contains(id));
-        receipt.subvolumes.extend(erased);
-        self.verify(target, &mut receipt).await?;
-        receipt.state = Erasure::Removed;
-        self.shared.ledger.bury(self.id, &receipt).await?;
-        self.shared.clean_later(receipt.clone());
-        Ok(receipt)
-    }
-
-    /// What was deleted must go, whether or not somebody asks again; what is not gone after the last try is left to the next
-    /// start of the daemon.
-    fn erase_later(&self, tries: u32) {
-        if tries >= ERASE_TRIES_MAX {
-            return;
-        }
-        let (id, shared) = (self.id, self.shared.clone());
-        tokio::spawn(async move {
-            tokio::time::sleep(Duration::from_millis(ERASE_PAUSE_MS_MIN << tries)).await;
-            let command = Command::Erase { tries: tries + 1, reply: oneshot::channel().0 };
-            // Refused where DELETE came again meanwhile or the daemon ends.
-            let _ = shared.send(id, command);
-        });
-    }
-
-    /// Looks whether what was removed is gone; the receipt says how that was seen.
-    async fn verify(&self, target: Target, receipt: &mut Receipt) -> Result<(), Error> {
-        let drivers = self.shared.executor.drivers();
-        let left = |what: &str| Error::Left { id: target.id, what: what.to_owned() };
-        if drivers.cgroups.usage(target.id).await.map_err(Error::driver)?.is_some() {
-            return Err(left("cgroup"));
-        }
-        if drivers.links.usage(target.slot).await.map_err(Error::driver)?.is_some() {
-            return Err(left("link"));
-        }
-        if drivers
-            .pool
-            .id(&self.shared.executor.layout().pool.rootfs(target.id))
-            .await
-            .map_err(Error::driver)?
-            .is_some()
-        {
-            return Err(left("rootfs"));
-        }
-        if drivers.folders.list().await.map_err(Error::driver)?.contains(&target.id) {
-            return Err(left("folders"));
-        }
-        let now = Timestamp::now();
-        receipt.note("processes and cgroup", "no cgroup of the container exists", now);
-        receipt.note("network link, address and route", "no link of the container's slot exists", now);
-        receipt.note("firewall chains", "removed in one transaction that nft confirmed", now);
-        receipt.note("rootfs", "its subvolume is deleted and the deletion committed", now);
-        receipt.note("logs, manifest and bundle", "no folder of the container exists", now);
-        receipt.note(
-            "record, environment, name and status log",
-            "removed from the store, which reuses their bytes as it writes on",
-            now,
-        );
-        Ok(())
     }
 }
 

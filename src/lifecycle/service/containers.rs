@@ -11,16 +11,19 @@ use super::super::error::{Error, What};
 use super::super::plan::Origin;
 use super::super::ready::Readiness;
 use super::super::requests::*;
+use super::super::rules::{RulesChange, RulesChanged};
 use super::super::worker::{Command, Settled};
 use super::{Service, gone};
-use crate::domain::container::PORT_DEFAULT;
+use crate::domain::container::{PORT_DEFAULT, SettingsError};
 use crate::domain::host::Alias;
+use crate::domain::network::{Network, NetworkChange, Proxy};
 use crate::domain::policy::PolicyName;
 use crate::domain::receipt::Erasure;
 use crate::domain::{
-    Container, ContainerId, ContainerName, Desired, EnvVars, Image, ImageConfig, ImageId, Limits, OperationId, Phase,
-    Project, ProjectId, Receipt, Settings, Verb,
+    Confinement, Container, ContainerId, ContainerName, Desired, EnvVars, Image, ImageConfig, ImageId, OperationId,
+    Phase, Project, ProjectId, Receipt, Settings, Verb,
 };
+use crate::sys::gateway::is_closed;
 
 /// The image of a container that names none.
 pub const IMAGE_DEFAULT: &str = "base";
@@ -66,6 +69,10 @@ impl Service {
         let project = new.project.unwrap_or(from.project);
         if !new.copy_firewall.unwrap_or(from.settings.template) {
             settings.firewall_policy = self.project(project)?.firewall_policy.clone().unwrap_or_default();
+            settings.firewall_rules = Default::default();
+        }
+        if !new.copy_network.unwrap_or(from.settings.template) {
+            settings.network = None;
         }
         let draft = Draft {
             project,
@@ -142,11 +149,30 @@ impl Service {
     /// A stale `if_match`, a name in use, a limit that the kernel does not take. Nothing is changed then.
     pub async fn update(&self, id: ContainerId, patch: ContainerPatch, if_match: Option<u64>) -> Result<Made, Error> {
         let old = self.container(id)?;
-        self.check_settings(&patch.settings.clone().apply(old.settings.clone())?)?;
+        let new = patch.settings.clone().apply(old.settings.clone())?;
+        self.check_settings(&new)?;
+        if matches!(patch.settings.network, NetworkChange::Replace(_) | NetworkChange::Merge(_)) {
+            self.check_network(new.network.as_ref())?;
+        }
         let (reply, done) = oneshot::channel();
         self.inner.shared.send(id, Command::Update { patch: Box::new(patch), if_match, reply })?;
         let container = done.await.map_err(gone)??;
         Ok(Made { container, warnings: Vec::new(), timings: Vec::new() })
+    }
+
+    /// Changes a container's own firewall rules; in force when this returns, where it runs.
+    ///
+    /// # Errors
+    /// A stale `if_match`, no room for the rule, no rule that fits, the firewall fails. Nothing is changed then.
+    pub async fn change_rules(
+        &self,
+        id: ContainerId,
+        change: RulesChange,
+        if_match: Option<u64>,
+    ) -> Result<RulesChanged, Error> {
+        let (reply, done) = oneshot::channel();
+        self.inner.shared.send(id, Command::Rules { change: Box::new(change), if_match, reply })?;
+        done.await.map_err(gone)?
     }
 
     /// Carries out a verb.
@@ -230,20 +256,23 @@ impl Service {
             env: EnvVars::default(),
             limits: project.limits.over(self.inner.defaults),
             firewall_policy: project.firewall_policy.clone().unwrap_or_default(),
+            firewall_rules: Default::default(),
+            network: None,
             idle_timeout_s: None,
+            wake_on_request: true,
             template: false,
             labels: Default::default(),
             deletion_protection: false,
             autostart: true,
             ramdisk: true,
             ssh_public_key: None,
+            confinement: Confinement::Standard,
         }
     }
 
     /// What can be refused before anything is made.
     fn check_settings(&self, settings: &Settings) -> Result<(), Error> {
-        self.check_policy(&settings.firewall_policy)?;
-        check_limits(&settings.limits)
+        self.check_policy(&settings.firewall_policy)
     }
 
     pub(super) fn check_policy(&self, policy: &PolicyName) -> Result<(), Error> {
@@ -253,24 +282,27 @@ impl Service {
         }
     }
 
+    /// Whether the daemon may connect to what network settings name by address; a name's addresses are looked at when it is used.
+    fn check_network(&self, network: Option<&Network>) -> Result<(), Error> {
+        let closed = |address| !self.inner.allow_local_proxies && is_closed(address, self.inner.shared.subnet);
+        let wanted = "none of this host's own addresses, a tenant's or a link-local one is wanted";
+        let proxy = network.and_then(Network::proxy).and_then(Proxy::address).filter(|address| closed(*address));
+        let servers = network.map_or(&[][..], |network| &network.name_servers);
+        if proxy.is_some() {
+            return Err(SettingsError { field: "proxy", wanted }.into());
+        }
+        if servers.iter().any(|server| closed(server.address().ip())) {
+            return Err(SettingsError { field: "dns_servers", wanted }.into());
+        }
+        Ok(())
+    }
+
     async fn check_room(&self) -> Result<(), Error> {
         let space = self.drivers().pool.space().await.map_err(Error::driver)?;
         if !space.has_headroom() {
             return Err(Error::PoolFull { available: space.available });
         }
         Ok(())
-    }
-}
-
-/// Limits that nothing here keeps are refused: one that is taken and not kept would be worse than none.
-pub(super) fn check_limits(limits: &Limits) -> Result<(), Error> {
-    let unkept = [("net_rx_bps", limits.net_rx_bps), ("net_tx_bps", limits.net_tx_bps)];
-    match unkept.into_iter().find(|(_, value)| value.is_some()) {
-        None => Ok(()),
-        Some((limit, _)) => {
-            let reason = "this version does not shape the network".to_owned();
-            Err(Error::LimitUnsupported { limit, reason })
-        }
     }
 }
 
@@ -309,6 +341,7 @@ impl Draft {
             created_at: now,
             updated_at: now,
             started_at: None,
+            started_by: None,
             ready_at: None,
             transitions: 0,
         }

@@ -1,5 +1,6 @@
 //! Images: imported once, copied many times.
 
+use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use super::super::error::{Error, What};
 use super::super::requests::{ImportProgress, Imported, NewImage};
 use super::Service;
 use crate::domain::{Bytes, Image, ImageId};
-use crate::sys::btrfs::Access;
+use crate::sys::btrfs::{Access, PRIVATE_MODE};
 use crate::sys::image::{self, BASE_IMAGE, ImageError, ImageLimits, Step, Unpacked};
 
 /// Characters of an image's name, at most.
@@ -146,7 +147,8 @@ impl Service {
         let layout = self.layout();
         // Nobody imports yet, so every upload is one that was cut off.
         let uploads = layout.uploads();
-        let emptied = std::fs::remove_dir_all(&uploads).and_then(|()| std::fs::create_dir(&uploads));
+        let private = || std::fs::DirBuilder::new().mode(PRIVATE_MODE).create(&uploads);
+        let emptied = std::fs::remove_dir_all(&uploads).and_then(|()| private());
         emptied.map_err(|source| Error::File { action: "empty", path: uploads, source })?;
         let list = |source| Error::File { action: "list", path: layout.pool.images(), source };
         for id in layout.pool.list_images().map_err(list)? {

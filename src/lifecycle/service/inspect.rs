@@ -1,7 +1,7 @@
 //! Looking into a container: counters, logs, commands inside.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::super::error::Error;
@@ -9,9 +9,13 @@ use super::super::requests::{DiskUse, Stats};
 use super::super::strays::{self, Stray};
 use super::Service;
 use crate::domain::container::Transition;
-use crate::domain::{Bytes, ContainerId, Phase};
+use crate::domain::event::Happening;
+use crate::domain::firewall::Ruleset;
+use crate::domain::{Bytes, Container, ContainerId, Phase};
+use crate::store::EventLog;
 use crate::sys::btrfs::PoolError;
 use crate::sys::folders::LogPart;
+use crate::sys::nft::Inspection;
 use crate::sys::runtime::{ExecOutcome, ExecRequest};
 
 /// A sample that is older says nothing of now, in seconds.
@@ -64,6 +68,17 @@ impl Service {
         Ok(Stats { cgroup, cpu_percent, disk, link })
     }
 
+    /// What should be in force for a container, and what its firewall has.
+    ///
+    /// # Errors
+    /// No such container, or the kernel does not say.
+    pub async fn inspect_firewall(&self, id: ContainerId) -> Result<(Arc<Container>, Ruleset, Inspection), Error> {
+        let container = self.container(id)?;
+        let rules = self.inner.shared.rules(&container)?;
+        let inspection = self.drivers().firewall.inspect(container.slot).await.map_err(Error::driver)?;
+        Ok((container, rules, inspection))
+    }
+
     /// The changes of status that are kept, oldest first.
     ///
     /// # Errors
@@ -109,6 +124,24 @@ impl Service {
         }
     }
 
+    /// Tells which limits of running containers were reached since the last look; to be called every [`super::super::ALARM_LOOK_MS`].
+    pub async fn look_for_alarms(&self) {
+        self.inner.shared.look_for_alarms().await;
+    }
+
+    /// What happened.
+    pub fn events(&self) -> &EventLog {
+        self.ledger().events()
+    }
+
+    /// Notes something that happened and is no change of a record's.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn emit(&self, what: Happening) -> Result<(), Error> {
+        self.ledger().emit(what).await
+    }
+
     /// Runs a command inside, as init would.
     ///
     /// # Errors
@@ -116,6 +149,7 @@ impl Service {
     pub async fn exec(&self, id: ContainerId, request: ExecRequest) -> Result<ExecOutcome, Error> {
         use crate::sys::runtime::RuntimeError;
         let container = self.container(id)?;
+        let _in_use = self.enter(id);
         let Phase::Running { init } = container.phase else { return Err(Error::NotRunning(container.status())) };
         match self.drivers().runtime.exec(id, init, &request).await {
             Ok(outcome) => Ok(outcome),

@@ -1,8 +1,10 @@
 //! The one way in for surfaces: checks what a request needs, reserves, hands the work to the container's worker, waits.
 
+mod aliases;
 mod containers;
 mod images;
 mod inspect;
+mod presence;
 mod projects;
 mod tokens;
 
@@ -12,18 +14,24 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use jiff::Timestamp;
+use tokio::sync::watch;
+
 use super::error::Error;
 use super::execute::{Drivers, Executor};
 use super::ledger::Ledger;
 use super::recover::{self, Report};
 use super::supervisor::Shared;
 use crate::config::Config;
-use crate::domain::host::{Alias, HostNames};
+use crate::domain::alias::Standing;
+use crate::domain::host::HostNames;
 use crate::domain::policy::Policies;
 use crate::domain::{Container, ContainerId, Limits, Receipt, ReceiptId};
 use crate::store::Records;
 use crate::store::journal::RunJournal;
 use crate::sys::folders::Layout;
+
+pub use aliases::Named;
 
 /// Cheap to clone.
 #[derive(Debug, Clone)]
@@ -37,6 +45,7 @@ struct Inner {
     names: HostNames,
     server_name: String,
     defaults: Limits,
+    allow_local_proxies: bool,
     uploads: PathBuf,
     cpu: inspect::CpuSamples,
     ready: AtomicBool,
@@ -64,6 +73,7 @@ impl Service {
             names,
             server_name: config.server_name.clone(),
             defaults: config.limits.limits(),
+            allow_local_proxies: config.relay.allow_local_proxies,
             uploads,
             cpu: inspect::CpuSamples::default(),
             ready: AtomicBool::new(false),
@@ -137,11 +147,15 @@ impl Service {
         self.inner.shared.address(container)
     }
 
-    /// A container's URLs: by its alias first, then by its ids.
+    /// A container's URLs: by its own alias first, then by its ids, then by further aliases that lead somewhere.
     pub fn urls(&self, container: &Container) -> Vec<String> {
         let names = &self.inner.names;
         let canonical = names.url_for_container(container.project, container.id, container.settings.port);
-        vec![names.url_for_alias(&container.alias), canonical]
+        let now = Timestamp::now();
+        let further = self.aliases_of(container.id);
+        let further = further.iter().filter(|alias| alias.standing(now) == Standing::Good);
+        let further = further.map(|alias| names.url_for_alias(&alias.alias));
+        [names.url_for_alias(&container.alias), canonical].into_iter().chain(further).collect()
     }
 
     /// Host names and how URLs are made of them.
@@ -154,9 +168,15 @@ impl Service {
         &self.inner.server_name
     }
 
-    /// The container that a URL's alias belongs to.
-    pub fn by_alias(&self, alias: &Alias) -> Option<Arc<Container>> {
-        self.ledger().directory().by_alias(alias)
+    /// The container that runs, or begins to, with this address: a process may send before its start is written down.
+    pub fn by_address(&self, address: Ipv4Addr) -> Option<Arc<Container>> {
+        let slot = self.inner.shared.subnet.slot(address)?;
+        self.ledger().directory().by_slot(slot).filter(|container| container.phase.may_send())
+    }
+
+    /// Tells when what a container sends may have to go another way than before, or when one that had a way of its own has stopped.
+    pub fn ways_out(&self) -> watch::Receiver<u64> {
+        self.ledger().ways_out()
     }
 
     /// Where uploads are put while they are read.

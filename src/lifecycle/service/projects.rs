@@ -8,9 +8,7 @@ use jiff::Timestamp;
 use super::super::error::{Error, What};
 use super::super::requests::{NewProject, ProjectPatch};
 use super::Service;
-use super::containers::check_limits;
-use crate::domain::policy::PolicyName;
-use crate::domain::{Limits, Project, ProjectId, ReceiptId};
+use crate::domain::{Project, ProjectId, ReceiptId};
 
 /// Containers of a project that are deleted at once.
 const DELETES_AT_ONCE_MAX: usize = 8;
@@ -19,9 +17,11 @@ impl Service {
     /// Makes a project.
     ///
     /// # Errors
-    /// Its alias is in use, there is no such policy, a limit cannot be kept here.
+    /// Its alias is in use, there is no such policy.
     pub async fn create_project(&self, new: NewProject) -> Result<Arc<Project>, Error> {
-        self.check_defaults(new.firewall_policy.as_ref(), &new.limits)?;
+        if let Some(policy) = &new.firewall_policy {
+            self.check_policy(policy)?;
+        }
         let now = Timestamp::now();
         let project = Project {
             id: ProjectId::generate(),
@@ -54,15 +54,17 @@ impl Service {
     /// Changes a project.
     ///
     /// # Errors
-    /// No such project or policy, a stale `if_match`, an alias in use, a limit that cannot be kept here.
+    /// No such project or policy, a stale `if_match`, an alias in use.
     pub async fn update_project(
         &self,
         id: ProjectId,
         patch: ProjectPatch,
         if_match: Option<u64>,
     ) -> Result<Arc<Project>, Error> {
-        let limits = patch.limits.apply(self.project(id)?.limits);
-        self.check_defaults(patch.firewall_policy.as_ref().and_then(Option::as_ref), &limits)?;
+        self.project(id)?;
+        if let Some(Some(policy)) = &patch.firewall_policy {
+            self.check_policy(policy)?;
+        }
         self.change_project(id, if_match, |project| {
             if let Some(alias) = patch.alias {
                 project.alias = alias;
@@ -79,13 +81,6 @@ impl Service {
             project.limits = patch.limits.apply(project.limits);
         })
         .await
-    }
-
-    fn check_defaults(&self, policy: Option<&PolicyName>, limits: &Limits) -> Result<(), Error> {
-        if let Some(policy) = policy {
-            self.check_policy(policy)?;
-        }
-        check_limits(limits)
     }
 
     async fn change_project(

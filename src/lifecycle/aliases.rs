@@ -1,0 +1,126 @@
+//! Containers' further names, in memory: by id, by name, by container. Pure but for what its owner wraps it in.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use super::error::{Error, What};
+use crate::domain::alias::{ALIASES_MAX, ProxyAlias};
+use crate::domain::host::Alias;
+use crate::domain::{AliasId, ContainerId};
+
+/// All of them.
+#[derive(Debug, Default)]
+pub struct Aliases {
+    by_id: BTreeMap<AliasId, Arc<ProxyAlias>>,
+    by_name: HashMap<Alias, AliasId>,
+    by_container: HashMap<ContainerId, Vec<AliasId>>,
+}
+
+impl Aliases {
+    /// Adds one, or puts a changed one in its place. An alias stays with its container.
+    ///
+    /// # Errors
+    /// The name is another's, or the container has as many as it may; nothing is changed then.
+    pub fn put(&mut self, new: ProxyAlias) -> Result<Arc<ProxyAlias>, Error> {
+        if self.by_name.get(&new.alias).is_some_and(|other| *other != new.id) {
+            return Err(Error::AliasInUse { what: What::Alias, name: new.alias.to_string() });
+        }
+        match self.by_id.get(&new.id) {
+            Some(old) => drop(self.by_name.remove(&old.alias)),
+            None => {
+                let theirs = self.by_container.entry(new.container).or_default();
+                if theirs.len() >= ALIASES_MAX {
+                    return Err(Error::AliasLimit { max: ALIASES_MAX });
+                }
+                theirs.push(new.id);
+            }
+        }
+        let new = Arc::new(new);
+        self.by_name.insert(new.alias.clone(), new.id);
+        self.by_id.insert(new.id, new.clone());
+        Ok(new)
+    }
+
+    /// Forgets one.
+    pub fn remove(&mut self, id: AliasId) {
+        let Some(old) = self.by_id.remove(&id) else { return };
+        self.by_name.remove(&old.alias);
+        if let Some(theirs) = self.by_container.get_mut(&old.container) {
+            theirs.retain(|other| *other != id);
+            if theirs.is_empty() {
+                self.by_container.remove(&old.container);
+            }
+        }
+    }
+
+    /// One.
+    ///
+    /// # Errors
+    /// No such alias.
+    pub fn get(&self, id: AliasId) -> Result<Arc<ProxyAlias>, Error> {
+        self.by_id.get(&id).cloned().ok_or_else(|| Error::not_found(What::Alias, id))
+    }
+
+    /// The one of this name.
+    pub fn named(&self, name: &Alias) -> Option<Arc<ProxyAlias>> {
+        self.by_id.get(self.by_name.get(name)?).cloned()
+    }
+
+    /// A container's, in the order they were made.
+    pub fn of(&self, container: ContainerId) -> Vec<Arc<ProxyAlias>> {
+        let ids = self.by_container.get(&container).into_iter().flatten();
+        ids.filter_map(|id| self.by_id.get(id).cloned()).collect()
+    }
+
+    /// All, in the order they were made.
+    pub fn all(&self) -> Vec<Arc<ProxyAlias>> {
+        self.by_id.values().cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+
+    fn alias(container: ContainerId, name: &str) -> ProxyAlias {
+        ProxyAlias {
+            id: AliasId::generate(),
+            container,
+            alias: name.parse().unwrap(),
+            port: None,
+            target_path: None,
+            allow_path_override: false,
+            enabled: true,
+            expires_at: None,
+            created_at: Timestamp::UNIX_EPOCH,
+            updated_at: Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    #[test]
+    fn a_name_has_one_owner_and_is_free_again_when_it_is_given_up() {
+        let (mut aliases, container) = (Aliases::default(), ContainerId::generate());
+        let shop = aliases.put(alias(container, "shop")).unwrap();
+        assert!(matches!(aliases.put(alias(container, "shop")), Err(Error::AliasInUse { what: What::Alias, .. })));
+        aliases.put(ProxyAlias { alias: "store".parse().unwrap(), ..(*shop).clone() }).unwrap();
+        assert!(aliases.named(&"shop".parse().unwrap()).is_none());
+        let other = aliases.put(alias(ContainerId::generate(), "shop")).unwrap();
+        aliases.remove(shop.id);
+        assert_eq!(aliases.all(), [other]);
+        assert!(aliases.of(container).is_empty() && aliases.get(shop.id).is_err());
+    }
+
+    #[test]
+    fn a_container_has_no_more_than_it_may() {
+        let (mut aliases, container) = (Aliases::default(), ContainerId::generate());
+        let first = aliases.put(alias(container, "name-0")).unwrap();
+        for n in 1..ALIASES_MAX {
+            aliases.put(alias(container, &format!("name-{n}"))).unwrap();
+        }
+        assert!(matches!(aliases.put(alias(container, "one-more")), Err(Error::AliasLimit { max: ALIASES_MAX })));
+        aliases.put((*first).clone()).unwrap();
+        aliases.put(alias(ContainerId::generate(), "one-more")).unwrap();
+    }
+}

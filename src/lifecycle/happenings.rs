@@ -1,0 +1,99 @@
+//! Which events a record's change means. Pure.
+
+use crate::domain::event::{EventKind, Happening};
+use crate::domain::{Container, Phase, Settings, StopReason};
+
+/// What happened between two states of one record, in order.
+pub fn happenings(old: &Container, new: &Container) -> Vec<Happening> {
+    let event = |kind| Happening::to_container(kind, new.project, new.id);
+    let mut found = Vec::new();
+    if old.phase == Phase::Creating && matches!(new.phase, Phase::Stopped { .. } | Phase::Running { .. }) {
+        found.push(event(EventKind::Created));
+    }
+    match (&old.phase, &new.phase) {
+        (Phase::Running { init: before }, Phase::Running { init }) if before == init => {}
+        (Phase::Paused { init: before }, Phase::Running { init }) if before == init => {
+            found.push(event(EventKind::Resumed));
+        }
+        (_, Phase::Running { .. }) => found.push(event(EventKind::Started)),
+        (Phase::Running { .. }, Phase::Paused { .. }) => found.push(event(EventKind::Paused)),
+        (Phase::Stopped { .. } | Phase::Creating, Phase::Stopped { reason: StopReason::Created }) => {}
+        (before, Phase::Stopped { reason }) if *before != new.phase => {
+            found.push(event(EventKind::Stopped).because(words(reason)));
+        }
+        (before, Phase::Failed { .. }) if *before != new.phase => found.push(event(EventKind::Failed)),
+        _ => {}
+    }
+    let named = (&old.name, &old.external_id) != (&new.name, &new.external_id);
+    if named || (old.settings != new.settings && !only_rules_differ(&old.settings, &new.settings)) {
+        found.push(event(EventKind::Updated));
+    }
+    found
+}
+
+/// Rules have events of their own.
+fn only_rules_differ(old: &Settings, new: &Settings) -> bool {
+    Settings { firewall_rules: new.firewall_rules.clone(), ..old.clone() } == *new
+}
+
+/// A reason without any text that is not ours.
+fn words(reason: &StopReason) -> String {
+    match reason {
+        StopReason::StartFailed { .. } => "the start failed".to_owned(),
+        reason => reason.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::directory::tests::container;
+    use super::*;
+    use crate::domain::{Exit, Init, ProjectId, Slot};
+
+    const INIT: Init = Init { pid: 7, start_ticks: 9 };
+
+    fn between(old: Phase, new: Phase) -> Vec<(EventKind, Option<String>)> {
+        let one = container(ProjectId::NIL, "one", Slot(1));
+        let (old, new) = (Container { phase: old, ..one.clone() }, Container { phase: new, ..one });
+        happenings(&old, &new).into_iter().map(|what| (what.kind, what.reason)).collect()
+    }
+
+    fn stopped(reason: StopReason) -> Phase {
+        Phase::Stopped { reason }
+    }
+
+    #[test]
+    fn each_change_of_phase_is_told_once() {
+        let running = Phase::Running { init: INIT };
+        let other = Phase::Running { init: Init { pid: 8, ..INIT } };
+        let paused = Phase::Paused { init: INIT };
+        use EventKind::*;
+        let plain = |kinds: &[EventKind]| kinds.iter().map(|kind| (*kind, None)).collect::<Vec<_>>();
+        assert_eq!(between(Phase::Creating, running.clone()), plain(&[Created, Started]));
+        assert_eq!(between(Phase::Creating, stopped(StopReason::Created)), plain(&[Created]));
+        assert_eq!(between(Phase::Starting, running.clone()), plain(&[Started]));
+        assert_eq!(between(running.clone(), running.clone()), []);
+        assert_eq!(between(running.clone(), other), plain(&[Started]));
+        assert_eq!(between(running.clone(), paused.clone()), plain(&[Paused]));
+        assert_eq!(between(paused, running.clone()), plain(&[Resumed]));
+        assert_eq!(between(running.clone(), Phase::Stopping { init: INIT }), []);
+        assert_eq!(between(stopped(StopReason::Requested), Phase::Starting), []);
+        assert_eq!(between(Phase::Creating, Phase::Failed { reason: "secret".into() }), plain(&[Failed]));
+        let exited = StopReason::Exited { exit: Exit::Code(1), oom: true };
+        let told = between(running.clone(), stopped(exited));
+        assert_eq!(told, [(Stopped, Some("out of memory: init exited with status 1".to_owned()))]);
+        let told = between(Phase::Starting, stopped(StopReason::StartFailed { message: "`/secret`".into() }));
+        assert_eq!(told, [(Stopped, Some("the start failed".to_owned()))]);
+    }
+
+    #[test]
+    fn a_change_of_settings_is_told_without_what_it_was() {
+        let old = container(ProjectId::NIL, "one", Slot(1));
+        let mut new = old.clone();
+        new.settings.comment = Some("secret".into());
+        let told = happenings(&old, &new);
+        assert_eq!(told, [Happening::to_container(EventKind::Updated, old.project, old.id)]);
+        new.generation += 1;
+        assert_eq!(happenings(&new.clone(), &new), []);
+    }
+}

@@ -1,0 +1,304 @@
+//! Wakes containers that are asked for while they are stopped: once for everybody who waits, and not again at once where it
+//! failed.
+//!
+//! ```text
+//!  asleep ──first request──► waking ──port accepts──► awake
+//!    ▲                         │ more requests wait for the same end, up to a bound
+//!    │                         ▼ init ended, or the start failed
+//!    └─────pause over───── resting: refused at once; the pause doubles with each failure
+//! ```
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{oneshot, watch};
+
+use super::error::Error;
+use super::execute::Timings;
+use super::ready::Readiness;
+use super::supervisor::Shared;
+use super::worker::{Command, Settled};
+use crate::domain::ContainerId;
+
+/// Requests that wait for one container to wake.
+pub const WAITERS_MAX: usize = 512;
+/// Requests that wait for any container to wake.
+pub const WAITERS_TOTAL_MAX: usize = 8_192;
+/// After a wake that failed the next is tried no sooner than this, in milliseconds; doubled with each failure.
+const REST_MS_MIN: u64 = 1_000;
+/// The longest such pause, in milliseconds.
+const REST_MS_MAX: u64 = 60_000;
+/// Doublings after which the pause surely is the longest.
+const DOUBLINGS_MAX: u32 = 16;
+/// A container that stayed awake for so long is well again, in seconds.
+const WELL_S: u64 = 60;
+
+/// Why a container could not be woken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotAwake {
+    /// It took longer than the caller would wait; it goes on waking.
+    #[error("it does not accept requests yet")]
+    Late,
+    /// The last start failed, or init ended before its port accepted.
+    #[error("it does not stay awake: {reason}")]
+    Failing {
+        /// What happened, for people.
+        reason: String,
+        /// When the next request may try again.
+        retry_after: Duration,
+    },
+    /// Too many wait already.
+    #[error("too many requests wait for it")]
+    Crowded,
+    /// It is not there any more, or must not run.
+    #[error("it cannot be woken")]
+    Never,
+}
+
+/// How a container was woken: the steps and how long each took.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Woken {
+    /// Empty where it was awake by the time it was asked.
+    pub timings: Timings,
+}
+
+type Outcome = Result<Woken, NotAwake>;
+
+/// How far a wake has come.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Progress {
+    /// Init runs.
+    started: bool,
+    /// `None` until it is known.
+    end: Option<Outcome>,
+}
+
+/// Tells everybody who waits.
+type Herald = Arc<watch::Sender<Progress>>;
+
+/// What somebody waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// That init runs: whoever asks tries a port of his own.
+    Started,
+    /// That the container's port accepts.
+    Ready,
+}
+
+#[derive(Debug, Clone)]
+struct Failure {
+    reason: String,
+    count: u32,
+    at: Instant,
+}
+
+impl Failure {
+    /// The pause after this failure: doubled with each from the first.
+    fn rest(&self) -> Duration {
+        let doubled = REST_MS_MIN.saturating_mul(1 << self.count.saturating_sub(1).min(DOUBLINGS_MAX));
+        Duration::from_millis(doubled.min(REST_MS_MAX))
+    }
+
+    fn left(&self, now: Instant) -> Option<Duration> {
+        (self.at + self.rest()).checked_duration_since(now).filter(|left| !left.is_zero())
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    waking: HashMap<ContainerId, Herald>,
+    failed: HashMap<ContainerId, Failure>,
+}
+
+/// Which containers are being woken, and which do not stay awake.
+#[derive(Debug, Default)]
+pub struct Wakes {
+    state: Mutex<State>,
+}
+
+/// What a request finds.
+#[derive(Debug)]
+enum Joined {
+    /// A wake is under way.
+    Waiting(watch::Receiver<Progress>),
+    /// None is: the caller carries it out and tells the others.
+    First(Herald),
+}
+
+impl Wakes {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that a container did not stay awake; how long it is left alone.
+    pub fn failed(&self, id: ContainerId, reason: String, now: Instant) -> Duration {
+        let mut state = self.lock();
+        let count = state.failed.get(&id).map_or(0, |failure| failure.count).saturating_add(1);
+        let failure = Failure { reason, count, at: now };
+        let rest = failure.rest();
+        state.failed.insert(id, failure);
+        rest
+    }
+
+    /// How long a container that failed is left alone from now.
+    pub fn rest(&self, id: ContainerId, now: Instant) -> Duration {
+        self.lock().failed.get(&id).and_then(|failure| failure.left(now)).unwrap_or_default()
+    }
+
+    /// Notes that a container did well, or that somebody started it by hand: its failures are forgotten.
+    pub fn well(&self, id: ContainerId) {
+        self.lock().failed.remove(&id);
+    }
+
+    /// Notes that init ended by itself after so long.
+    pub fn exited(&self, id: ContainerId, lived: Duration, reason: String) {
+        if lived >= Duration::from_secs(WELL_S) {
+            self.well(id);
+        } else {
+            self.failed(id, reason, Instant::now());
+        }
+    }
+
+    fn join(&self, id: ContainerId, now: Instant) -> Result<Joined, NotAwake> {
+        let mut state = self.lock();
+        if let Some(herald) = state.waking.get(&id) {
+            let total: usize = state.waking.values().map(|herald| herald.receiver_count()).sum();
+            if herald.receiver_count() >= WAITERS_MAX || total >= WAITERS_TOTAL_MAX {
+                return Err(NotAwake::Crowded);
+            }
+            return Ok(Joined::Waiting(herald.subscribe()));
+        }
+        if let Some((failure, retry_after)) = state.failed.get(&id).and_then(|f| Some((f, f.left(now)?))) {
+            return Err(NotAwake::Failing { reason: failure.reason.clone(), retry_after });
+        }
+        let herald = Herald::new(watch::channel(Progress::default()).0);
+        state.waking.insert(id, herald.clone());
+        Ok(Joined::First(herald))
+    }
+
+    fn end(&self, id: ContainerId, herald: &Herald, outcome: Outcome) {
+        self.lock().waking.remove(&id);
+        herald.send_replace(Progress { started: true, end: Some(outcome) });
+    }
+}
+
+/// Wakes a container, or waits for a wake under way; at most until `deadline`, after which it goes on waking.
+///
+/// # Errors
+/// It cannot be woken, or not in time.
+pub async fn wake(shared: &Arc<Shared>, id: ContainerId, wanted: Wanted, deadline: Instant) -> Outcome {
+    let mut waiting = match shared.wakes.join(id, Instant::now())? {
+        Joined::Waiting(waiting) => waiting,
+        Joined::First(herald) => {
+            let waiting = herald.subscribe();
+            let shared = shared.clone();
+            // In a task of its own: it goes on when the first who asked has gone away.
+            tokio::spawn(async move {
+                let outcome = carry_out(&shared, id, &herald).await;
+                shared.wakes.end(id, &herald, outcome);
+            });
+            waiting
+        }
+    };
+    let enough = |progress: &Progress| progress.end.is_some() || (wanted == Wanted::Started && progress.started);
+    match tokio::time::timeout_at(deadline.into(), waiting.wait_for(enough)).await {
+        Ok(Ok(progress)) => progress.end.clone().unwrap_or_else(|| Ok(Woken::default())),
+        // The task ended without a word: the daemon is going down.
+        Ok(Err(_closed)) => Err(NotAwake::Never),
+        Err(_elapsed) => Err(NotAwake::Late),
+    }
+}
+
+async fn carry_out(shared: &Arc<Shared>, id: ContainerId, herald: &Herald) -> Outcome {
+    let began = Instant::now();
+    let (reply, done) = oneshot::channel();
+    shared.send(id, Command::Wake { reply }).map_err(|_busy_or_closing| NotAwake::Never)?;
+    match done.await {
+        Ok(Ok(settled)) => {
+            herald.send_modify(|progress| progress.started = true);
+            accepted(shared, settled, began).await
+        }
+        Ok(Err(error @ Error::Step { .. })) => {
+            let retry_after = shared.wakes.failed(id, error.to_string(), Instant::now());
+            Err(NotAwake::Failing { reason: error.to_string(), retry_after })
+        }
+        Ok(Err(error)) => {
+            tracing::info!(container = %id, error = &error as &dyn std::error::Error, "is not woken");
+            Err(NotAwake::Never)
+        }
+        Err(_closed) => Err(NotAwake::Never),
+    }
+}
+
+/// Waits until the port of a started container accepts: bounded by the probe's own end. A container that lives on without
+/// accepting counts as awake: whether it answers is then between it and its clients.
+async fn accepted(shared: &Shared, settled: Settled, began: Instant) -> Outcome {
+    let Settled { container, ready, mut timings } = settled;
+    let Some(mut ready) = ready else { return Ok(Woken { timings }) };
+    let started = Instant::now();
+    let end = ready.wait_for(|end| *end != Readiness::Pending).await.map(|end| *end);
+    let now = shared.ledger.directory().container(container.id).map_err(|_gone| NotAwake::Never)?;
+    if !matches!(end, Ok(Readiness::Ready)) && now.phase.init() != container.phase.init() {
+        // Its worker has noted the exit.
+        let reason = now.phase.reason().unwrap_or_else(|| "it ended".to_owned());
+        return Err(NotAwake::Failing { retry_after: shared.wakes.rest(now.id, Instant::now()), reason });
+    }
+    timings.push(("ready".to_owned(), started.elapsed()));
+    timings.push(("wake".to_owned(), began.elapsed()));
+    Ok(Woken { timings })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: ContainerId = ContainerId::NIL;
+
+    fn first(wakes: &Wakes, now: Instant) -> Herald {
+        match wakes.join(ID, now) {
+            Ok(Joined::First(herald)) => herald,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn one_wakes_and_the_others_wait_for_the_same_end() {
+        let (wakes, now) = (Wakes::default(), Instant::now());
+        let herald = first(&wakes, now);
+        let Ok(Joined::Waiting(waiting)) = wakes.join(ID, now) else { panic!("two wakes at once") };
+        wakes.end(ID, &herald, Ok(Woken::default()));
+        assert_eq!(waiting.borrow().end, Some(Ok(Woken::default())));
+        first(&wakes, now);
+    }
+
+    #[test]
+    fn no_more_wait_than_may() {
+        let (wakes, now) = (Wakes::default(), Instant::now());
+        let _herald = first(&wakes, now);
+        let waiting: Vec<_> = (0..WAITERS_MAX).map(|_| wakes.join(ID, now).unwrap()).collect();
+        assert_eq!(wakes.join(ID, now).unwrap_err(), NotAwake::Crowded);
+        drop(waiting);
+        assert!(wakes.join(ID, now).is_ok());
+    }
+
+    #[test]
+    fn a_container_that_fails_is_left_alone_for_longer_each_time() {
+        let (wakes, mut now) = (Wakes::default(), Instant::now());
+        let mut rests = Vec::new();
+        for _ in 0..9 {
+            let rest = wakes.failed(ID, "exit code 1".to_owned(), now);
+            assert!(matches!(
+                wakes.join(ID, now),
+                Err(NotAwake::Failing { retry_after, .. }) if retry_after == rest
+            ));
+            now += rest;
+            let herald = first(&wakes, now);
+            wakes.end(ID, &herald, Ok(Woken::default()));
+            rests.push(rest.as_millis() as u64);
+        }
+        assert_eq!(rests, [1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 60_000, 60_000, 60_000]);
+        wakes.exited(ID, Duration::from_secs(WELL_S), String::new());
+        assert_eq!(wakes.failed(ID, String::new(), now), Duration::from_millis(REST_MS_MIN));
+    }
+}
