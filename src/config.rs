@@ -8,17 +8,27 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::domain::dns::{NAME_SERVERS_MAX, NameServer};
 use crate::domain::host::{HostNames, Scheme};
-use crate::domain::{Bytes, CpuMillis, Instance, Limits, Pids, Slot, Subnet, slot};
+use crate::domain::{Bytes, BytesPerSecond, CpuMillis, Instance, Limits, Pids, Slot, Subnet, slot};
 
 /// What variables of the environment start with.
 pub const ENV_PREFIX: &str = "TENANTRY_";
 /// Variables with that prefix that are the client's or a test's, not keys.
 const ENV_NOT_KEYS: [&str; 6] = ["URL", "TOKEN", "CONFIG", "LOG", "SKIPS", "VM"];
+/// The longest a request waits for a container to wake, in seconds: below what the proxy waits for any answer to "where".
+const WAKE_TIMEOUT_S_MAX: u32 = 55;
 /// Where `serve` looks when no file is named.
 pub const FILE_DEFAULT: &str = "/etc/tenantry/tenantry.toml";
+
+/// Questions a second that one tenant may be granted: fewer than the firewall lets through, so that whoever asks too much is told.
+const DNS_QUERIES_PER_S: std::ops::RangeInclusive<u32> = 1..=400;
+
+/// Connections that one tenant may have through its proxy at once.
+const RELAY_CONNECTIONS: std::ops::RangeInclusive<usize> = 1..=8192;
 
 /// The validated configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +56,10 @@ pub struct Config {
     pub pool: Pool,
     /// Tenants' network.
     pub net: Net,
+    /// Tenants' resolver.
+    pub dns: Dns,
+    /// What carries tenants' connections through proxies of theirs.
+    pub relay: Relay,
     /// Tenants' user ids.
     pub users: Users,
     /// Limits of a container that names none.
@@ -70,6 +84,48 @@ pub struct Proxy {
     pub public_port: Option<u16>,
     /// `http` or `https` in the URLs.
     pub scheme: Scheme,
+    /// How long a request waits for a container that has to wake, in seconds, 1–60.
+    pub wake_timeout_s: u32,
+    /// Requests that do not wake a container: 204 while it sleeps, and as any other while it is awake.
+    pub quiet: Quiet,
+}
+
+/// Requests of browsers and probes that want nothing of the tenant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Quiet {
+    /// Paths, exactly so.
+    pub paths: Vec<String>,
+    /// Words in the `User-Agent`, whatever their case.
+    pub agents: Vec<String>,
+}
+
+impl Default for Quiet {
+    fn default() -> Self {
+        let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
+        Self {
+            paths: texts(&["/favicon.ico", "/robots.txt"]),
+            agents: texts(&[
+                "bot",
+                "crawler",
+                "spider",
+                "kube-probe",
+                "HealthChecker",
+                "UptimeRobot",
+                "Pingdom",
+                "GoogleHC",
+            ]),
+        }
+    }
+}
+
+impl Quiet {
+    /// Whether a request is one of them.
+    pub fn matches(&self, path: &str, agent: &str) -> bool {
+        let agent = agent.to_ascii_lowercase();
+        self.paths.iter().any(|quiet| quiet == path)
+            || self.agents.iter().any(|word| !word.is_empty() && agent.contains(&word.to_ascii_lowercase()))
+    }
 }
 
 /// The pool's settings.
@@ -89,6 +145,48 @@ pub struct Pool {
 pub struct Net {
     /// What their addresses are taken from.
     pub subnet: Subnet,
+}
+
+/// The resolver that tenants ask on their gateway's address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Dns {
+    /// Who is asked, in this order: addresses such as `192.0.2.53` or `192.0.2.53:5353`, at most 4. Empty: those of
+    /// `/etc/resolv.conf`. From the environment: with commas.
+    #[serde(deserialize_with = "one_or_many")]
+    pub upstreams: Vec<NameServer>,
+    /// The port of the gateway's address that tenants' port 53 is led to; 0: any that is free.
+    pub port: u16,
+    /// Questions that one tenant may ask a second, 1–400; three times as many at once.
+    pub queries_per_second: u32,
+}
+
+/// What carries the connections of tenants whose `network` names a proxy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Relay {
+    /// The port of the gateway's address that those tenants' connections are led to; 0: any that is free.
+    pub port: u16,
+    /// Connections of one tenant at once, 1–8192.
+    pub connections: usize,
+    /// Whether proxies and name servers of containers may also be on this host, in tenants' subnet or on a link. Whoever may call the
+    /// API then reaches by the daemon what listens on this host for itself.
+    pub allow_local_proxies: bool,
+}
+
+/// A list, or in a variable of the environment a text with commas.
+fn one_or_many<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<NameServer>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Raw {
+        Many(Vec<String>),
+        One(String),
+    }
+    let texts = match Raw::deserialize(from)? {
+        Raw::Many(texts) => texts,
+        Raw::One(text) => text.split(',').map(|part| part.trim().to_owned()).filter(|part| !part.is_empty()).collect(),
+    };
+    texts.iter().map(|text| text.parse().map_err(D::Error::custom)).collect()
 }
 
 /// Tenants' user ids.
@@ -116,6 +214,18 @@ pub struct Defaults {
     pub ramdisk: Bytes,
     /// Tasks.
     pub pids: u32,
+    /// Disk reads, a second.
+    #[serde(with = "size")]
+    pub disk_read_bps: Bytes,
+    /// Disk writes, a second.
+    #[serde(with = "size")]
+    pub disk_write_bps: Bytes,
+    /// Network towards the tenant, a second.
+    #[serde(with = "size")]
+    pub net_rx_bps: Bytes,
+    /// Network from the tenant, a second.
+    #[serde(with = "size")]
+    pub net_tx_bps: Bytes,
 }
 
 impl Eq for Defaults {}
@@ -173,6 +283,8 @@ impl Default for Config {
             proxy: Proxy::default(),
             pool: Pool::default(),
             net: Net { subnet: Subnet::default() },
+            dns: Dns::default(),
+            relay: Relay::default(),
             users: Users { uid_base: 1_000_000_000 },
             limits: Defaults::default(),
         }
@@ -181,7 +293,25 @@ impl Default for Config {
 
 impl Default for Proxy {
     fn default() -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 1], 8080)), public_port: None, scheme: Scheme::Http }
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            public_port: None,
+            scheme: Scheme::Http,
+            wake_timeout_s: 30,
+            quiet: Quiet::default(),
+        }
+    }
+}
+
+impl Default for Dns {
+    fn default() -> Self {
+        Self { upstreams: Vec::new(), port: 0, queries_per_second: 100 }
+    }
+}
+
+impl Default for Relay {
+    fn default() -> Self {
+        Self { port: 0, connections: 256, allow_local_proxies: false }
     }
 }
 
@@ -193,7 +323,17 @@ impl Default for Pool {
 
 impl Default for Defaults {
     fn default() -> Self {
-        Self { cpu: 1.0, memory: Bytes::mib(512), disk: Bytes::gib(2), ramdisk: Bytes::mib(64), pids: 512 }
+        Self {
+            cpu: 1.0,
+            memory: Bytes::mib(512),
+            disk: Bytes::gib(2),
+            ramdisk: Bytes::mib(64),
+            pids: 512,
+            disk_read_bps: Bytes(0),
+            disk_write_bps: Bytes(0),
+            net_rx_bps: Bytes(0),
+            net_tx_bps: Bytes(0),
+        }
     }
 }
 
@@ -201,13 +341,17 @@ impl Defaults {
     /// As limits of a container.
     pub fn limits(&self) -> Limits {
         let unless_zero = |bytes: Bytes| (bytes.0 != 0).then_some(bytes);
+        let rate = |bytes: Bytes| unless_zero(bytes).map(|bytes| BytesPerSecond(bytes.0));
         Limits {
             cpu: (self.cpu > 0.0).then(|| CpuMillis((self.cpu * 1000.0).round() as u32)),
             memory: unless_zero(self.memory),
             disk: unless_zero(self.disk),
             ramdisk: unless_zero(self.ramdisk),
             pids: (self.pids != 0).then_some(Pids(self.pids)),
-            ..Limits::default()
+            disk_read_bps: rate(self.disk_read_bps),
+            disk_write_bps: rate(self.disk_write_bps),
+            net_rx_bps: rate(self.net_rx_bps),
+            net_tx_bps: rate(self.net_tx_bps),
         }
     }
 }
@@ -246,8 +390,23 @@ impl Config {
         if !(self.limits.cpu.is_finite() && (0.0..=4096.0).contains(&self.limits.cpu)) {
             return wrong("limits.cpu", format!("{} is not between 0 and 4096 cores", self.limits.cpu));
         }
+        if !(1..=WAKE_TIMEOUT_S_MAX).contains(&self.proxy.wake_timeout_s) {
+            let problem = format!("{} is not between 1 and {WAKE_TIMEOUT_S_MAX} seconds", self.proxy.wake_timeout_s);
+            return wrong("proxy.wake_timeout_s", problem);
+        }
         if self.pool.size < POOL_SIZE_MIN {
             return wrong("pool.size", format!("{} is less than {POOL_SIZE_MIN}", self.pool.size));
+        }
+        if self.dns.upstreams.len() > NAME_SERVERS_MAX {
+            return wrong("dns.upstreams", format!("{} are more than {NAME_SERVERS_MAX}", self.dns.upstreams.len()));
+        }
+        if !DNS_QUERIES_PER_S.contains(&self.dns.queries_per_second) {
+            let (min, max) = (DNS_QUERIES_PER_S.start(), DNS_QUERIES_PER_S.end());
+            return wrong("dns.queries_per_second", format!("{} is not {min} to {max}", self.dns.queries_per_second));
+        }
+        if !RELAY_CONNECTIONS.contains(&self.relay.connections) {
+            let (min, max) = (RELAY_CONNECTIONS.start(), RELAY_CONNECTIONS.end());
+            return wrong("relay.connections", format!("{} is not {min} to {max}", self.relay.connections));
         }
         if self.users.uid_base < slot::IDS_PER_SLOT || self.last_slot().0 == 0 {
             return wrong("users.uid_base", format!("{} leaves no room for 65536 ids a slot", self.users.uid_base));
@@ -332,6 +491,17 @@ mod tests {
         assert_eq!(config.api.listen, SocketAddr::from(([127, 0, 0, 1], 1)));
         assert_eq!(config.instance.as_str(), "t2");
         assert_eq!(config.pool.size, Bytes::gib(1));
+        let config = load("", &[("TENANTRY_DNS__UPSTREAMS", "192.0.2.53, 192.0.2.54:5353")]).unwrap();
+        assert_eq!(config.dns.upstreams.len(), 2);
+    }
+
+    #[test]
+    fn a_default_limit_of_zero_is_none() {
+        let toml = "[limits]\ncpu = 0.0\nmemory = 0\nnet_rx_bps = '10MiB'\ndisk_write_bps = 5";
+        let limits = load(toml, &[]).unwrap().limits.limits();
+        assert_eq!((limits.cpu, limits.memory, limits.net_tx_bps), (None, None, None));
+        let rates = (limits.net_rx_bps, limits.disk_write_bps);
+        assert_eq!(rates, (Some(BytesPerSecond(10 << 20)), Some(BytesPerSecond(5))));
     }
 
     #[test]
@@ -349,6 +519,10 @@ mod tests {
             ("[users]\nuid_base = 4294967295", "users.uid_base"),
             ("[pool]\nsize = '1MiB'", "pool.size"),
             ("[limits]\ncpu = -1.0", "limits.cpu"),
+            ("[dns]\nqueries_per_second = 0", "dns.queries_per_second"),
+            ("[relay]\nconnections = 0", "relay.connections"),
+            ("[dns]\nupstreams = ['dns.example']", "dns.example"),
+            ("[dns]\nupstreams = ['1.1.1.1', '1.1.1.2', '1.1.1.3', '1.1.1.4', '1.1.1.5']", "dns.upstreams"),
             ("instance = 'much-too-long'", "instance name"),
         ] {
             let text = complaint(load(toml, &[]).unwrap_err());

@@ -4,7 +4,7 @@
 //!
 //! | floor | modules | what lives there |
 //! |---|---|---|
-//! | 4 | [`api`], [`proxy`], [`cli`], [`telemetry`] | surfaces; only `api` and `proxy` know HTTP |
+//! | 4 | [`api`], [`proxy`], [`egress`], [`cli`], [`telemetry`] | surfaces; only `api`, `proxy` and `egress::dial` know HTTP |
 //! | 3 | [`lifecycle`] | what may happen to a container, and how it is undone |
 //! | 2 | [`store`] | records, journals, events |
 //! | 1 | [`sys`] | one driver a folder; the only code that touches the kernel |
@@ -15,6 +15,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod domain;
+pub mod egress;
 pub mod lifecycle;
 pub mod proxy;
 pub mod store;

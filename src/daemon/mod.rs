@@ -1,13 +1,14 @@
 //! `tenantry serve`: puts the floors on top of each other, and takes them down in order.
 //!
 //! ```text
-//!  folders ─► pool ─► drivers ─► store ─► recovery ─► base image, admin token ─► API and proxy
+//!  folders ─► pool ─► drivers ─► store ─► recovery ─► base image, admin token ─► API, proxy, egress
 //! ```
 //!
 //! What cannot work is found before anything is served. A container outlives the daemon: at the end nothing of theirs is
 //! touched, and the next daemon takes them over.
 
 mod routes;
+mod tenants;
 
 use std::io;
 use std::net::SocketAddr;
@@ -18,16 +19,20 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::config::{Config, ConfigError};
 use crate::domain::Bytes;
-use crate::lifecycle::{Drivers, Error, Report, Service};
+use crate::egress::dns::{Resolver, ResolverConfig};
+use crate::egress::{Dialer, Relay, RelayConfig};
+use crate::lifecycle::{ALARM_LOOK_MS, Drivers, Error, Report, Service};
 use crate::proxy::{Proxy, ProxyConfig};
 use crate::store::sled::SledStore;
 use crate::store::{Records, Store, StoreError};
-use crate::sys::btrfs::{OpenedPool, PoolError, PoolOptions, QuotaMode, open_pool};
+use crate::sys::btrfs::{BtrfsPool, OpenedPool, Pool, PoolError, PoolOptions, QuotaMode, open_pool};
 use crate::sys::cgroup::{CgroupError, Cgroups, DeviceNumber, KernelCgroups};
 use crate::sys::folders::{DiskFolders, FolderError, Layout};
+use crate::sys::gateway::{Doors, GatewayError, GatewaySockets};
 use crate::sys::netlink::{LinkError, VethLinks};
 use crate::sys::nft::{NftFirewall, PolicyFolderError, load_policies};
 use crate::sys::runtime::{HelperRuntime, RuntimeError, become_subreaper};
@@ -36,6 +41,8 @@ use crate::sys::runtime::{HelperRuntime, RuntimeError, become_subreaper};
 const CLOSE_S_MAX: u64 = 30;
 /// Between two looks at the length of the logs, in seconds.
 const LOGS_LOOK_S: u64 = 2;
+/// Between two looks for quota groups of what has been deleted, in seconds.
+const GROUPS_LOOK_S: u64 = 3_600;
 
 /// Why a daemon cannot serve.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +74,8 @@ pub enum DaemonError {
     Cgroup(#[from] CgroupError),
     #[error("the network cannot be set up")]
     Link(#[from] LinkError),
+    #[error("tenants cannot be served on their gateway's address")]
+    Gateway(#[from] GatewayError),
     #[error("the runtime cannot be set up")]
     Runtime(#[from] RuntimeError),
     #[error("the folders cannot be made")]
@@ -84,6 +93,7 @@ pub struct Daemon {
     pool: OpenedPool,
     api: TcpListener,
     proxy: TcpListener,
+    gateway: GatewaySockets,
     config: Config,
     report: Report,
 }
@@ -93,12 +103,16 @@ fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DaemonEr
     move |source| DaemonError::File { action, path, source }
 }
 
-/// A folder that may be passed through by containers' inits on their way to their rootfs, and be listed by root alone.
-fn make_folder(path: &Path) -> Result<(), DaemonError> {
-    const PASS_MODE: u32 = 0o711;
-    let made = std::fs::DirBuilder::new().recursive(true).mode(PASS_MODE).create(path);
+/// Of folders that are root's alone.
+const PRIVATE_MODE: u32 = 0o700;
+/// Of the run folder: containers' inits pass it on their way to their rootfs, and none may list it.
+const PASS_MODE: u32 = 0o711;
+
+/// A folder with exactly this mode, also where an earlier daemon made it with another.
+fn make_folder(path: &Path, mode: u32) -> Result<(), DaemonError> {
+    let made = std::fs::DirBuilder::new().recursive(true).mode(mode).create(path);
     made.map_err(file("make the folder", path))?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(PASS_MODE)).map_err(file("protect", path))
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(file("protect", path))
 }
 
 async fn listen(what: &'static str, address: SocketAddr) -> Result<TcpListener, DaemonError> {
@@ -109,19 +123,25 @@ async fn listen(what: &'static str, address: SocketAddr) -> Result<TcpListener, 
 ///
 /// # Errors
 /// What of it cannot be used.
-pub async fn drivers(config: &Config, layout: &Layout, opened: &OpenedPool) -> Result<Drivers, DaemonError> {
+pub async fn drivers(
+    config: &Config,
+    layout: &Layout,
+    opened: &OpenedPool,
+    doors: Doors,
+) -> Result<Drivers, DaemonError> {
     let device = opened.device()?.map(DeviceNumber::from_dev);
     let cgroups = KernelCgroups::detect(config.instance.clone(), device)?;
     cgroups.prepare().await?;
     let links = VethLinks::new(config.instance.clone(), config.net.subnet)
         .map_err(|source| DaemonError::System("cannot speak to the kernel's network", source))?;
     tracing::info!(cgroups = ?cgroups.version(), "the host's controllers are found");
+    let pool: Arc<dyn Pool> = Arc::new(opened.pool.clone());
     Ok(Drivers {
-        pool: Arc::new(opened.pool.clone()),
-        folders: Arc::new(DiskFolders::open(layout.clone())?),
+        folders: Arc::new(DiskFolders::open(layout.clone(), pool.clone())?),
+        pool,
         cgroups: Arc::new(cgroups),
         links: Arc::new(links),
-        firewall: Arc::new(NftFirewall::new(config.instance.clone(), config.net.subnet)),
+        firewall: Arc::new(NftFirewall::with_doors(config.instance.clone(), config.net.subnet, doors)),
         runtime: Arc::new(HelperRuntime::new(&config.run_dir)?),
     })
 }
@@ -133,12 +153,12 @@ impl Daemon {
     /// What cannot work, before anything is served.
     pub async fn open(mut config: Config) -> Result<Self, DaemonError> {
         become_subreaper().map_err(|source| DaemonError::System("cannot become the reaper of containers", source))?;
-        for folder in [&config.data_dir, &config.run_dir] {
-            make_folder(folder)?;
-        }
+        let database = config.data_dir.join("db");
+        make_folder(&config.data_dir, PRIVATE_MODE)?;
+        make_folder(&database, PRIVATE_MODE)?;
+        make_folder(&config.run_dir, PASS_MODE)?;
         // The lock of the store comes first: two daemons of one folder must not both touch the kernel.
-        let store: Arc<dyn Store> =
-            Arc::new(Arc::new(SledStore::open_after_another(&config.data_dir.join("db")).await?));
+        let store: Arc<dyn Store> = Arc::new(Arc::new(SledStore::open_after_another(&database).await?));
         let records = Records::open(store).await?;
         let policies = load_policies(&config.policies_dir)?;
         let api = listen("API", config.api.listen).await?;
@@ -152,7 +172,9 @@ impl Daemon {
         }
         tracing::info!(backing = ?pool.backing, created = pool.created, adopted = pool.adopted, "the pool is open");
         let layout = Layout { pool: pool.layout.clone(), data: config.data_dir.clone() };
-        let drivers = drivers(&config, &layout, &pool).await?;
+        let gateway = GatewaySockets::bind(config.dns.port, config.relay.port)?;
+        let doors = gateway.doors().map_err(|source| DaemonError::System("cannot tell a socket's port", source))?;
+        let drivers = drivers(&config, &layout, &pool, doors).await?;
         drivers.links.prepare_host().await?;
         let service = Service::open(&config, layout, drivers, records, policies).await?;
         service.sweep_images().await?;
@@ -162,7 +184,7 @@ impl Daemon {
             tracing::warn!(error = &error as &dyn std::error::Error, "there is no `base` image");
         }
         service.ensure_admin_token(&config.admin_token_path()).await?;
-        Ok(Self { service, pool, api, proxy, config, report })
+        Ok(Self { service, pool, api, proxy, gateway, config, report })
     }
 
     /// What recovery found.
@@ -175,16 +197,22 @@ impl Daemon {
     /// # Errors
     /// The names of the URLs cannot be used.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), DaemonError> {
-        let Self { service, pool, api, proxy: listener, config, .. } = self;
-        let routes = Arc::new(routes::Table::new(service.clone()));
+        let Self { service, pool, api, proxy: listener, gateway, config, .. } = self;
+        let routes = Arc::new(routes::Table::new(service.clone(), &config.proxy));
         let proxy = Proxy::new(config.host_names()?, routes, ProxyConfig::default());
-        let proxying = tokio::spawn(proxy.serve(listener, shutdown.clone()));
-        let trimming = tokio::spawn(trim_logs(service.clone(), shutdown.clone()));
+        let beside = TaskTracker::new();
+        beside.spawn(proxy.serve(listener, shutdown.clone()));
+        beside.spawn(serve_tenants(&config, &service, gateway, shutdown.clone()));
+        beside.spawn(watch_idle(service.clone(), shutdown.clone()));
+        beside.spawn(trim_logs(service.clone(), shutdown.clone()));
+        beside.spawn(look_for_alarms(service.clone(), shutdown.clone()));
+        beside.spawn(sweep_groups(pool.pool.clone(), shutdown.clone()));
+        beside.close();
         tracing::info!(api = %config.api.listen, proxy = %config.proxy.listen, "serving");
         let router = crate::api::router(service.clone(), shutdown.clone());
         crate::api::serve(api, router, shutdown).await;
         service.close(Duration::from_secs(CLOSE_S_MAX)).await;
-        let _ended = tokio::join!(proxying, trimming);
+        beside.wait().await;
         let left = service.leave_host().await;
         drop(service);
         match left {
@@ -200,12 +228,65 @@ impl Daemon {
     }
 }
 
+/// Serves tenants on their gateway's address.
+fn serve_tenants(
+    config: &Config,
+    service: &Service,
+    gateway: GatewaySockets,
+    shutdown: CancellationToken,
+) -> impl Future<Output = ()> + use<> {
+    let bounds = ResolverConfig {
+        upstreams: config.dns.upstreams.clone(),
+        queries_per_second: config.dns.queries_per_second,
+        subnet: config.net.subnet,
+    };
+    let relayed = RelayConfig { connections_of_one_max: config.relay.connections };
+    let tenants = Arc::new(tenants::Table::new(service.clone()));
+    let dialer = Dialer::new(config.net.subnet, config.relay.allow_local_proxies);
+    let resolver = Resolver::new(bounds, dialer.clone(), tenants.clone());
+    let relay = Relay::new(&relayed, dialer, tenants);
+    let changes = service.ways_out();
+    async move {
+        let resolving = resolver.serve(gateway.dns_udp, gateway.dns_tcp, shutdown.clone());
+        tokio::join!(resolving, relay.serve(gateway.relay, changes, shutdown));
+    }
+}
+
+async fn watch_idle(service: Service, shutdown: CancellationToken) {
+    service.watch_idle(shutdown).await;
+}
+
 async fn trim_logs(service: Service, shutdown: CancellationToken) {
     loop {
         tokio::select! {
             // Both only wait.
             () = tokio::time::sleep(Duration::from_secs(LOGS_LOOK_S)) => service.trim_logs().await,
             () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+async fn look_for_alarms(service: Service, shutdown: CancellationToken) {
+    loop {
+        tokio::select! {
+            // Both only wait.
+            () = tokio::time::sleep(Duration::from_millis(ALARM_LOOK_MS)) => service.look_for_alarms().await,
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+/// Groups of deleted subvolumes stay while anybody shares their data, and those of logs until somebody looks.
+async fn sweep_groups(pool: BtrfsPool, shutdown: CancellationToken) {
+    loop {
+        tokio::select! {
+            // Both only wait.
+            () = tokio::time::sleep(Duration::from_secs(GROUPS_LOOK_S)) => {}
+            () = shutdown.cancelled() => return,
+        }
+        let pool = pool.clone();
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || pool.sweep_quota_groups()).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "quota groups of what was deleted are left");
         }
     }
 }

@@ -1,38 +1,71 @@
-//! Which container a URL leads to, for the proxy.
+//! Which container a URL leads to, for the proxy; one that sleeps is woken on the way.
 
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
-use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 
+use crate::config;
+use crate::domain::alias::Standing;
 use crate::domain::host::Route;
-use crate::domain::{Container, Phase};
-use crate::lifecycle::Service;
-use crate::proxy::{Resolution, Routes, Upstream};
+use crate::domain::{Container, ContainerId, Phase};
+use crate::lifecycle::{Named, NotAwake, Service, Wanted};
+use crate::proxy::{Found, Resolution, Routes, Upstream, Visitor};
+
+/// Looks at a container that a request may need: it may be awake, be woken, and by then have been put to sleep again.
+const LOOKS_MAX: usize = 4;
 
 /// The records, as the proxy sees them.
 #[derive(Debug)]
 pub struct Table {
     service: Service,
+    wake_timeout: Duration,
+    quiet: config::Quiet,
+}
+
+/// Where a request goes, before anybody asked whether it can.
+struct Place {
+    id: ContainerId,
+    port: NonZeroU16,
+    path: Option<String>,
+}
+
+/// What a container's phase means to a request.
+enum State {
+    Awake(Upstream),
+    /// Stopped, or not yet ready.
+    Asleep,
+    Shut(Resolution),
 }
 
 impl Table {
     /// Over this service.
-    pub const fn new(service: Service) -> Self {
-        Self { service }
+    pub fn new(service: Service, config: &config::Proxy) -> Self {
+        let wake_timeout = Duration::from_secs(config.wake_timeout_s.into());
+        Self { service, wake_timeout, quiet: config.quiet.clone() }
     }
 
-    fn find(&self, route: &Route) -> Option<(Arc<Container>, NonZeroU16)> {
+    /// The container and the port that a host names, and another path where it leads to one.
+    fn find(&self, route: &Route, asked: &str) -> Result<Place, Resolution> {
         match route {
-            Route::Alias(alias) => {
-                let container = self.service.by_alias(alias)?;
-                let port = container.settings.port;
-                Some((container, port))
-            }
+            Route::Alias(alias) => match self.service.named(alias).ok_or(Resolution::Unknown)? {
+                Named::Own(container) => Ok(Place { id: container.id, port: container.settings.port, path: None }),
+                Named::Further(alias, container) => match alias.standing(Timestamp::now()) {
+                    Standing::Good => Ok(Place {
+                        id: container.id,
+                        port: alias.port.unwrap_or(container.settings.port),
+                        path: alias.path_for(asked).map(ToString::to_string),
+                    }),
+                    Standing::Disabled => Err(Resolution::Disabled),
+                    Standing::Expired => Err(Resolution::Expired),
+                },
+            },
             Route::Canonical { project, container, port } => {
-                let container = self.service.container(*container).ok()?;
-                (container.project == *project).then_some((container, *port))
+                let container = self.service.container(*container).map_err(|_| Resolution::Unknown)?;
+                let place = Place { id: container.id, port: *port, path: None };
+                (container.project == *project).then_some(place).ok_or(Resolution::Unknown)
             }
         }
     }
@@ -43,20 +76,77 @@ impl Table {
         let epoch = container.started_at?.as_microsecond().unsigned_abs();
         Some(Upstream { container: container.id, epoch, addr: SocketAddr::from((address, port.get())) })
     }
+
+    /// `woken`: it was just said to be awake, whether or not its own port accepts.
+    fn state(&self, container: &Container, port: NonZeroU16, closing: bool, woken: bool) -> State {
+        let status = || container.status().to_string();
+        let wakes = container.settings.wake_on_request;
+        let goes = woken || !wakes || container.ready_at.is_some() || port != container.settings.port;
+        match &container.phase {
+            _ if container.receipt.is_some() => State::Shut(Resolution::Unknown),
+            Phase::Running { .. } if closing => State::Asleep,
+            Phase::Running { .. } if goes => match self.upstream(container, port) {
+                Some(upstream) => State::Awake(upstream),
+                None => State::Shut(Resolution::NotRunning { status: status() }),
+            },
+            Phase::Running { .. } | Phase::Stopped { .. } | Phase::Starting | Phase::Stopping { .. } if wakes => {
+                State::Asleep
+            }
+            Phase::Creating | Phase::Starting => State::Shut(Resolution::NotReady { status: status() }),
+            _ => State::Shut(Resolution::NotRunning { status: status() }),
+        }
+    }
+
+    /// Waits until the container is awake; it is in use for as long as the answer is held.
+    async fn awake(&self, id: ContainerId, port: NonZeroU16, is_quiet: bool) -> Found {
+        let in_use = self.service.enter(id);
+        let mut woken = None;
+        for _look in 0..LOOKS_MAX {
+            let Ok(container) = self.service.container(id) else { return Resolution::Unknown.into() };
+            match self.state(&container, port, in_use.is_closing(), woken.is_some()) {
+                State::Awake(upstream) => {
+                    if woken.is_some() && port != container.settings.port {
+                        // Whether it does is then seen by the connection itself.
+                        let _accepts = self.service.accepts(upstream.addr, self.wake_timeout).await;
+                    }
+                    let resolution = Resolution::Upstream(upstream);
+                    let in_use: Box<dyn std::any::Any + Send + Sync> = Box::new(in_use);
+                    return Found { resolution, path: None, woken: woken.unwrap_or_default(), in_use: Some(in_use) };
+                }
+                State::Shut(resolution) => return resolution.into(),
+                State::Asleep if is_quiet => return Resolution::Asleep.into(),
+                State::Asleep => {
+                    let wanted = if port == container.settings.port { Wanted::Ready } else { Wanted::Started };
+                    match self.service.wake(id, wanted, self.wake_timeout).await {
+                        Ok(done) => woken = Some(done.timings),
+                        Err(error) => return refused(&container, error).into(),
+                    }
+                }
+            }
+        }
+        Resolution::NotReady { status: "starting".to_owned() }.into()
+    }
+}
+
+fn refused(container: &Container, error: NotAwake) -> Resolution {
+    tracing::info!(container = %container.id, %error, "a request could not wake it");
+    match error {
+        NotAwake::Late => Resolution::NotReady { status: "starting".to_owned() },
+        NotAwake::Failing { retry_after, .. } => Resolution::Failing { retry_after },
+        NotAwake::Crowded => Resolution::Crowded,
+        NotAwake::Never => Resolution::NotRunning { status: container.status().to_string() },
+    }
 }
 
 #[async_trait]
 impl Routes for Table {
-    async fn resolve(&self, route: &Route) -> Resolution {
-        let Some((container, port)) = self.find(route) else { return Resolution::Unknown };
-        let status = container.status().to_string();
-        match &container.phase {
-            _ if container.receipt.is_some() => Resolution::Unknown,
-            Phase::Running { .. } => {
-                self.upstream(&container, port).map_or(Resolution::NotRunning { status }, Resolution::Upstream)
+    async fn resolve(&self, route: &Route, visitor: Visitor<'_>) -> Found {
+        match self.find(route, visitor.path) {
+            Ok(Place { id, port, path }) => {
+                let found = self.awake(id, port, self.quiet.matches(visitor.path, visitor.agent)).await;
+                Found { path, ..found }
             }
-            Phase::Creating | Phase::Starting => Resolution::NotReady { status },
-            _ => Resolution::NotRunning { status },
+            Err(resolution) => resolution.into(),
         }
     }
 

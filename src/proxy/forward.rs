@@ -1,5 +1,6 @@
 //! One request: from its Host to a container and back.
 
+use std::any::Any;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -25,7 +26,7 @@ use super::refusal::{Refusal, wants_html};
 use super::server::Tasks;
 use super::stats::Open;
 use super::tunnel::Tunnel;
-use super::{BUFFER_BYTES_MIN, Proxy, Resolution, Upstream};
+use super::{BUFFER_BYTES_MIN, Found, Proxy, Resolution, Upstream, Visitor};
 use crate::domain::host::{HostError, Route};
 
 /// A request as it goes to the container.
@@ -34,6 +35,14 @@ struct Outgoing {
     watch: Option<Arc<BodyWatch>>,
     /// What the client asked to switch to, and its side of the switch.
     upgrade: Option<(HeaderValue, OnUpgrade)>,
+}
+
+/// Where a request goes, and what goes with it.
+struct Visit {
+    upstream: Upstream,
+    path: Option<String>,
+    woken: Vec<(String, Duration)>,
+    in_use: Option<Box<dyn Any + Send + Sync>>,
 }
 
 /// Why a connection brought no response.
@@ -87,10 +96,13 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (route, host) = proxy.admit(&request)?;
-    let upstream = proxy.resolve(&route).await?;
+    let Visit { upstream, path, woken, in_use } = proxy.resolve(&route, visitor(&request)).await?;
+    let request = lead_to(request, path)?;
     let origin = Origin { peer, scheme: proxy.names.scheme(), host: &host, request_id: id };
     let Outgoing { request, watch, upgrade } = proxy.outgoing(request, origin);
-    let (response, lease) = proxy.send(&upstream, request, watch.as_ref()).await?;
+    let (mut response, mut lease) = proxy.send(&upstream, request, watch.as_ref()).await?;
+    lease.in_use = in_use;
+    add_timing(response.headers_mut(), &woken);
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         return Ok(incoming(response, lease, watch));
     }
@@ -137,13 +149,21 @@ impl Proxy {
         Ok((route, host.clone()))
     }
 
-    async fn resolve(&self, route: &Route) -> Result<Upstream, Refusal> {
-        match timeout(self.config.resolve_ms_max, self.routes.resolve(route)).await {
-            Ok(Resolution::Upstream(upstream)) => Ok(upstream),
-            Ok(Resolution::Unknown) => Err(Refusal::UnknownHost),
-            Ok(Resolution::NotRunning { status }) => Err(Refusal::NotRunning(status)),
-            Ok(Resolution::NotReady { status }) => Err(Refusal::NotReady(status)),
-            Err(_) => Err(Refusal::NotReady("starting".to_owned())),
+    async fn resolve(&self, route: &Route, visitor: Visitor<'_>) -> Result<Visit, Refusal> {
+        let found = timeout(self.config.resolve_ms_max, self.routes.resolve(route, visitor)).await;
+        let Ok(Found { resolution, path, woken, in_use }) = found else {
+            return Err(Refusal::NotReady("starting".to_owned()));
+        };
+        match resolution {
+            Resolution::Upstream(upstream) => Ok(Visit { upstream, path, woken, in_use }),
+            Resolution::Unknown => Err(Refusal::UnknownHost),
+            Resolution::NotRunning { status } => Err(Refusal::NotRunning(status)),
+            Resolution::NotReady { status } => Err(Refusal::NotReady(status)),
+            Resolution::Failing { retry_after } => Err(Refusal::Failing(retry_after)),
+            Resolution::Crowded => Err(Refusal::Busy),
+            Resolution::Disabled => Err(Refusal::Disabled),
+            Resolution::Expired => Err(Refusal::Expired),
+            Resolution::Asleep => Err(Refusal::Asleep),
         }
     }
 
@@ -206,7 +226,7 @@ impl Proxy {
     }
 
     fn lease(&self, connection: Connection, upstream: &Upstream, slot: OwnedSemaphorePermit) -> Lease {
-        Lease { connection, upstream: *upstream, pool: Arc::clone(&self.pool), _slot: slot }
+        Lease { connection, upstream: *upstream, pool: Arc::clone(&self.pool), in_use: None, _slot: slot }
     }
 
     /// A new connection that provably leads to this start of this container: it stood at a moment after which the
@@ -372,6 +392,35 @@ fn switching(mut response: Response<Incoming>, wanted: HeaderValue) -> (Response
     fields.remove(header::CONTENT_LENGTH);
     add_upgrade(fields, value);
     (response.map(|_| ResponseBody::full(hyper::body::Bytes::new())), upstream)
+}
+
+/// The request with another path, its query kept.
+fn lead_to<B>(mut request: Request<B>, path: Option<String>) -> Result<Request<B>, Refusal> {
+    let Some(path) = path else { return Ok(request) };
+    let target = match request.uri().query() {
+        Some(query) => format!("{path}?{query}"),
+        None => path,
+    };
+    *request.uri_mut() = target.parse().map_err(|_| Refusal::BadTarget)?;
+    Ok(request)
+}
+
+fn visitor<B>(request: &Request<B>) -> Visitor<'_> {
+    let agent = request.headers().get(header::USER_AGENT).and_then(|value| value.to_str().ok());
+    Visitor { path: request.uri().path(), agent: agent.unwrap_or_default() }
+}
+
+/// Says how the container was woken (Server-Timing, W3C), beside what it says itself.
+fn add_timing(fields: &mut HeaderMap, woken: &[(String, Duration)]) {
+    if woken.is_empty() {
+        return;
+    }
+    let step = |(name, took): &(String, Duration)| format!("{name};dur={:.1}", took.as_secs_f64() * 1e3);
+    let text = woken.iter().map(step).collect::<Vec<_>>().join(", ");
+    // Steps have plain names; a header that cannot be is left out.
+    if let Ok(value) = HeaderValue::from_str(&text) {
+        fields.append("server-timing", value);
+    }
 }
 
 fn add_upgrade(fields: &mut HeaderMap, value: HeaderValue) {

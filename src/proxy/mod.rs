@@ -19,10 +19,14 @@
 //! A head that is no HTTP at all, or far above the bounds, is answered by hyper itself: 400, 414 or 431 without a
 //! body and without a request id. Interim responses other than 100 are not passed on.
 //!
+//! A container that sleeps is woken in [`Routes::resolve`], which may take its time: requests wait for it as a queue of
+//! futures, bounded by who wakes.
+//!
 //! Not here yet, and where it will go: TLS and HTTP/2 in front of `server::serve_connection`, which takes any byte
-//! stream; waking in [`Routes::resolve`], which may take its time.
+//! stream.
 
 mod body;
+pub(crate) mod carry;
 mod forward;
 mod headers;
 mod io;
@@ -34,6 +38,7 @@ mod stats;
 mod tests;
 mod tunnel;
 
+use std::any::Any;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -80,13 +85,54 @@ pub enum Resolution {
         /// The container's status, such as `starting`.
         status: String,
     },
+    /// A container that does not stay up; it is left alone for a while.
+    Failing {
+        /// When the next request may start it again.
+        retry_after: Duration,
+    },
+    /// As many requests wait for the container as may.
+    Crowded,
+    /// An alias that was switched off.
+    Disabled,
+    /// An alias whose time is over.
+    Expired,
+    /// A container that sleeps, asked for by somebody whom it is not woken for.
+    Asleep,
+}
+
+/// What [`Routes::resolve`] found.
+#[derive(Debug)]
+pub struct Found {
+    /// Where the request goes.
+    pub resolution: Resolution,
+    /// The path the request goes to, where that is not the one it asked for: absolute, and a good one (RFC 3986 §3.3).
+    pub path: Option<String>,
+    /// The steps of waking the container, where this request had to wait for that, and how long each took.
+    pub woken: Vec<(String, Duration)>,
+    /// Held until the exchange, or the connection it was upgraded to, has ended: until then the container is in use.
+    pub in_use: Option<Box<dyn Any + Send + Sync>>,
+}
+
+impl From<Resolution> for Found {
+    fn from(resolution: Resolution) -> Self {
+        Self { resolution, path: None, woken: Vec::new(), in_use: None }
+    }
+}
+
+/// What is known of a request before it is known where it goes.
+#[derive(Debug, Clone, Copy)]
+pub struct Visitor<'a> {
+    /// The target's path, as it came.
+    pub path: &'a str,
+    /// The `User-Agent`; empty where there is none or it is no text.
+    pub agent: &'a str,
 }
 
 /// Who knows what runs where: the floor below, or a table in a test.
 #[async_trait]
 pub trait Routes: Send + Sync + 'static {
     /// What is behind this route. Called once for each request; may wait, within the proxy's `resolve_ms_max`.
-    async fn resolve(&self, route: &Route) -> Resolution;
+    async fn resolve(&self, route: &Route, visitor: Visitor<'_>) -> Found;
 
     /// Whether this very start still runs at this address. Called after a connection stood and before a byte is
     /// sent on it; must read the same state that decides when an address may be given to another container.

@@ -6,6 +6,7 @@
 //!
 //! A connection is either idle in here or in a [`Lease`]; a lease that is dropped, not given back, closes it.
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -178,13 +179,15 @@ pub(super) struct Lease {
     pub(super) connection: Connection,
     pub(super) upstream: Upstream,
     pub(super) pool: Arc<Pool>,
+    /// Keeps the container awake.
+    pub(super) in_use: Option<Box<dyn Any + Send + Sync>>,
     pub(super) _slot: OwnedSemaphorePermit,
 }
 
 impl Lease {
     /// Returns the connection for the next request.
     pub(super) fn give_back(self) {
-        let Self { connection, upstream, pool, _slot } = self;
+        let Self { connection, upstream, pool, .. } = self;
         pool.put(&upstream, connection);
     }
 }

@@ -24,10 +24,18 @@ pub(super) enum Refusal {
     HeadTooLarge,
     #[error("Nothing is served under this address.")]
     UnknownHost,
+    #[error("This address is switched off.")]
+    Disabled,
+    #[error("This address is no longer in use.")]
+    Expired,
     #[error("This service is not running.")]
     NotRunning(String),
     #[error("This service is starting.")]
     NotReady(String),
+    #[error("This service keeps failing; it is tried again in a while.")]
+    Failing(Duration),
+    #[error("This service sleeps.")]
+    Asleep,
     #[error("This service has as many requests open as it may.")]
     Busy,
     #[error("This server has as many upgraded connections open as it may.")]
@@ -69,8 +77,12 @@ impl Refusal {
             Self::Connect => face(StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", None),
             Self::HeadTooLarge => face(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "HEADERS_TOO_LARGE", None),
             Self::UnknownHost => face(StatusCode::NOT_FOUND, "UNKNOWN_HOST", None),
+            Self::Disabled => face(StatusCode::NOT_FOUND, "ALIAS_DISABLED", None),
+            Self::Expired => face(StatusCode::GONE, "ALIAS_EXPIRED", None),
             Self::NotRunning(_) => face(StatusCode::SERVICE_UNAVAILABLE, "CONTAINER_NOT_RUNNING", RETRY_LATER),
             Self::NotReady(_) => face(StatusCode::SERVICE_UNAVAILABLE, "CONTAINER_NOT_READY", RETRY_SOON),
+            Self::Failing(rest) => face(StatusCode::SERVICE_UNAVAILABLE, "CONTAINER_FAILING", Some(*rest)),
+            Self::Asleep => face(StatusCode::NO_CONTENT, "CONTAINER_ASLEEP", None),
             Self::Busy => face(StatusCode::SERVICE_UNAVAILABLE, "CONTAINER_BUSY", RETRY_SOON),
             Self::TunnelsFull => face(StatusCode::SERVICE_UNAVAILABLE, "TOO_MANY_TUNNELS", RETRY_LATER),
             Self::Unreachable => face(StatusCode::BAD_GATEWAY, "CONTAINER_UNREACHABLE", RETRY_SOON),
@@ -91,6 +103,9 @@ impl Refusal {
         let face = self.face();
         // Made by us of hex digits.
         let id = request_id.to_str().unwrap_or_default();
+        if face.status == StatusCode::NO_CONTENT {
+            return asleep(request_id);
+        }
         let (kind, text) = if wants_html {
             ("text/html; charset=utf-8", self.html(&face, id))
         } else {
@@ -103,7 +118,7 @@ impl Refusal {
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert(header::VARY, HeaderValue::from_static("accept"));
         if let Some(after) = face.retry_after.filter(|_| face.status == StatusCode::SERVICE_UNAVAILABLE) {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs()));
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
         }
         if face.status == StatusCode::METHOD_NOT_ALLOWED {
             headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
@@ -128,16 +143,29 @@ impl Refusal {
 
     fn html(&self, face: &Face, request_id: &str) -> String {
         let reason = face.status.canonical_reason().unwrap_or("Error");
+        // A page of somebody who waits loads itself again.
+        let again =
+            if matches!(self, Self::NotReady(_)) { "<meta http-equiv=\"refresh\" content=\"1\">\n" } else { "" };
         // No field here comes from the request or the container.
         format!(
             "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n\
-             <meta name=\"viewport\" content=\"width=device-width\">\n<title>{reason}</title>\n\
+             <meta name=\"viewport\" content=\"width=device-width\">\n{again}<title>{reason}</title>\n\
              <style>body{{font:1.1rem/1.5 system-ui,sans-serif;max-width:36rem;margin:15vh auto;padding:0 1rem}}\
              small{{color:#666}}</style>\n<h1>{reason}</h1>\n<p>{self}</p>\n\
              <p><small>{} · request {request_id}</small></p>\n</html>\n",
             face.status.as_u16()
         )
     }
+}
+
+/// The answer to a probe that does not wake: it is well, and there is nothing to say.
+fn asleep(request_id: HeaderValue) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::full(Bytes::new()));
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response.headers_mut().insert("tenantry-status", HeaderValue::from_static("asleep"));
+    response.headers_mut().insert(REQUEST_ID.clone(), request_id);
+    response
 }
 
 /// Whether the client names HTML in its Accept, as browsers do and programs do not.

@@ -57,9 +57,9 @@ impl Table {
 
 #[async_trait]
 impl Routes for Table {
-    async fn resolve(&self, route: &Route) -> Resolution {
-        let Route::Alias(alias) = route else { return Resolution::Unknown };
-        self.by_alias.lock().unwrap().get(alias.as_str()).cloned().unwrap_or(Resolution::Unknown)
+    async fn resolve(&self, route: &Route, _visitor: Visitor<'_>) -> Found {
+        let Route::Alias(alias) = route else { return Resolution::Unknown.into() };
+        self.by_alias.lock().unwrap().get(alias.as_str()).cloned().unwrap_or(Resolution::Unknown).into()
     }
 
     fn is_current(&self, upstream: &Upstream) -> bool {
