@@ -19,7 +19,8 @@ use super::wire::container::{ContainerList, ContainerView, Place, StatsView};
 use super::wire::not_acted_on;
 use super::wire::ops::ReceiptView;
 use super::wire::settings::{ChangeContainer, CopyContainer, CreateContainer};
-use crate::domain::{Container, ContainerId, ProjectId, Status, Verb};
+use crate::domain::container::SettingsPatch;
+use crate::domain::{Confinement, Container, ContainerId, ProjectId, Status, Verb};
 use crate::lifecycle::{Await, LabelFilter, Made, Service, Until, WAIT_TIMEOUT_S_DEFAULT, WAIT_TIMEOUT_S_MAX, What};
 
 /// Query parameters that a client of the Hoody API may send and that mean nothing here.
@@ -161,6 +162,8 @@ pub fn view(service: &Service, container: &Container, warnings: Vec<String>) -> 
         server_name: service.server_name().to_owned(),
         urls: service.urls(container),
         ip: service.address(container),
+        last_activity_at: service.usage(container.id).last_at,
+        why_awake: service.why_awake(container),
     };
     ContainerView::new(container, place, warnings)
 }
@@ -192,6 +195,7 @@ pub async fn create(
     caller.project(&api.service, project)?;
     check_server(&api.service, "server_id", body.server_id.as_deref())?;
     let (new, warnings) = body.into_request()?;
+    may_open(&caller, &new.settings)?;
     let done = api.service.create(project, new, wait.0).await?;
     Ok(made(&api.service, done, warnings, "Container created successfully"))
 }
@@ -216,6 +220,7 @@ pub async fn copy(
     caller.container(&api.service, id)?;
     check_server(&api.service, "target_server_id", body.target_server_id.as_deref())?;
     let (new, warnings) = body.into_request()?;
+    may_open(&caller, &new.settings)?;
     if let Some(target) = new.project {
         caller.project(&api.service, target)?;
     }
@@ -313,7 +318,7 @@ pub async fn patch(
     Json(body): Json<ChangeContainer>,
 ) -> Result<Answer<ContainerView>, ApiError> {
     caller.container(&api.service, id)?;
-    let (made, warnings) = change(&api.service, id, body, Maps::Merge, generation).await?;
+    let (made, warnings) = change(&api.service, &caller, id, body, Maps::Merge, generation).await?;
     changed(&api.service, made, warnings, query.restart).await
 }
 
@@ -334,18 +339,28 @@ pub async fn put(
     Json(body): Json<ChangeContainer>,
 ) -> Result<Answer<ContainerView>, ApiError> {
     caller.container(&api.service, id)?;
-    let (made, warnings) = change(&api.service, id, body, Maps::Replace, generation).await?;
+    let (made, warnings) = change(&api.service, &caller, id, body, Maps::Replace, generation).await?;
     changed(&api.service, made, warnings, query.restart).await
+}
+
+/// What opens more of the kernel to a container is for admins; what a copy takes along from its source, one has given to that.
+fn may_open(caller: &Caller, settings: &SettingsPatch) -> Result<(), ApiError> {
+    match settings.confinement {
+        None | Some(Confinement::Standard) => Ok(()),
+        Some(_) => caller.admin(),
+    }
 }
 
 async fn change(
     service: &Service,
+    caller: &Caller,
     id: ContainerId,
     body: ChangeContainer,
     maps: Maps,
     if_match: Option<u64>,
 ) -> Result<(Made, Vec<String>), ApiError> {
     let (patch, warnings) = body.into_request(maps)?;
+    may_open(caller, &patch.settings)?;
     Ok((service.update(id, patch, if_match).await?, warnings))
 }
 

@@ -11,7 +11,7 @@ use super::auth::Caller;
 use super::envelope::{Answer, Success};
 use super::error::{ApiError, ErrorBody};
 use super::extract::{IfMatch, Json, Path, Query};
-use super::wire::checks::{Maps, Texts, env_change};
+use super::wire::checks::{Maps, Secrets, env_change};
 use super::wire::ops::{EnvValue, EnvView, env_map};
 use crate::domain::container::EnvChange;
 use crate::domain::{ContainerId, EnvKey, SettingsPatch};
@@ -76,7 +76,7 @@ pub async fn set(
     Json(body): Json<EnvValue>,
 ) -> Result<Answer<EnvView>, ApiError> {
     caller.container(&api.service, id)?;
-    let change = env_change(Texts::from([(key, Some(body.value))]), Maps::Merge)?;
+    let change = env_change(Secrets::from([(key, Some(body.value))]), Maps::Merge)?;
     apply(&api, id, change, generation).await
 }
 

@@ -158,9 +158,13 @@ impl From<Error> for ApiError {
         let message = message.unwrap_or_else(|| error.to_string());
         let mut answer = Self::new(status, code, message);
         answer.retry_after_s = retry.then_some(RETRY_AFTER_S);
-        if let Error::Settings(wrong) = &error {
-            answer.field = Some(wrong.field.to_owned());
-        }
+        answer.field = match &error {
+            Error::Settings(wrong) => Some(wrong.field.to_owned()),
+            Error::LimitUnsupported { limit, .. } | Error::LimitBelowUse { limit, .. } => {
+                Some(format!("limits.{limit}"))
+            }
+            _ => None,
+        };
         answer.cause = Some(Arc::new(error));
         answer
     }
@@ -219,6 +223,8 @@ fn verdict(error: &Error) -> Verdict {
         Error::AliasInUse { what: What::Project, .. } => say(S::CONFLICT, "PROJECT_ALIAS_IN_USE"),
         Error::AliasInUse { what: What::Image, .. } => say(S::CONFLICT, "IMAGE_NAME_IN_USE"),
         Error::AliasInUse { what: What::Token, .. } => say(S::CONFLICT, "TOKEN_ALIAS_IN_USE"),
+        Error::AliasInUse { what: What::Alias, .. } => say(S::CONFLICT, "PROXY_ALIAS_IN_USE"),
+        Error::AliasLimit { .. } => say(S::BAD_REQUEST, "PROXY_ALIAS_LIMIT"),
         Error::AliasInUse { .. } => say(S::CONFLICT, "NAME_IN_USE"),
         Error::ProjectLimit { .. } => say(S::BAD_REQUEST, "PROJECT_CONTAINER_LIMIT"),
         Error::Deleting { what: What::Project } => say(S::CONFLICT, "PROJECT_DELETING"),
@@ -230,13 +236,17 @@ fn verdict(error: &Error) -> Verdict {
         Error::Busy(_) => later(S::CONFLICT, "CONTAINER_OPERATION_IN_PROGRESS"),
         Error::Stale { .. } => say(S::PRECONDITION_FAILED, "PRECONDITION_FAILED"),
         Error::Protected(_) => say(S::LOCKED, "CONTAINER_PROTECTED"),
+        Error::Rules(_) => say(S::BAD_REQUEST, "CONTAINER_FIREWALL_RULE_LIMIT"),
+        Error::NoSuchRule(_) => say(S::NOT_FOUND, "FIREWALL_RULE_NOT_FOUND"),
         Error::ImageInUse(_) => say(S::CONFLICT, "IMAGE_IN_USE"),
         Error::SourceGone(_) => say(S::CONFLICT, "SOURCE_CONTAINER_DELETED"),
         Error::StartFailed(_) => say(S::UNPROCESSABLE_ENTITY, "CONTAINER_START_FAILED"),
         Error::LimitUnsupported { .. } => say(S::UNPROCESSABLE_ENTITY, "LIMIT_UNSUPPORTED"),
+        Error::LimitBelowUse { .. } => say(S::UNPROCESSABLE_ENTITY, "LIMIT_BELOW_USAGE"),
         Error::BadImage(_) => say(S::UNPROCESSABLE_ENTITY, "INVALID_IMAGE"),
         Error::Env(error) => say(S::BAD_REQUEST, env_code(error)),
         Error::Settings(_) => say(S::BAD_REQUEST, "VALIDATION_ERROR"),
+        Error::NetworkNotSet => say(S::CONFLICT, "NETWORK_NOT_CONFIGURED"),
         Error::ShuttingDown => later(S::SERVICE_UNAVAILABLE, "SHUTTING_DOWN"),
         Error::DeletedMeanwhile(_) => say(S::CONFLICT, "CONTAINER_DELETED"),
         Error::Step { source, .. } | Error::Driver(source) => driver(source),
@@ -254,6 +264,7 @@ const fn not_found_code(what: What) -> &'static str {
         What::Token => "TOKEN_NOT_FOUND",
         What::Receipt => "RECEIPT_NOT_FOUND",
         What::Policy => "FIREWALL_POLICY_NOT_FOUND",
+        What::Alias => "PROXY_ALIAS_NOT_FOUND",
     }
 }
 
@@ -288,6 +299,7 @@ fn driver(error: &DriverError) -> Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::firewall::{OwnRulesError, Side};
     use crate::domain::{Bytes, ContainerId, Status, Verb};
 
     fn id() -> ContainerId {
@@ -300,6 +312,10 @@ mod tests {
 
     fn pool(action: &'static str) -> DriverError {
         PoolError::Path { action, path: "/secret".into(), source: leak() }.into()
+    }
+
+    fn refused_limit(source: CgroupError) -> CgroupError {
+        CgroupError::Limit { limit: "disk_read_bps", source: Box::new(source) }
     }
 
     fn step(source: DriverError) -> Error {
@@ -321,6 +337,8 @@ mod tests {
             (Error::AliasInUse { what: What::Project, name: name() }, 409, "PROJECT_ALIAS_IN_USE"),
             (Error::AliasInUse { what: What::Image, name: name() }, 409, "IMAGE_NAME_IN_USE"),
             (Error::AliasInUse { what: What::Token, name: name() }, 409, "TOKEN_ALIAS_IN_USE"),
+            (Error::AliasInUse { what: What::Alias, name: name() }, 409, "PROXY_ALIAS_IN_USE"),
+            (Error::AliasLimit { max: 64 }, 400, "PROXY_ALIAS_LIMIT"),
             (Error::ProjectLimit { max: 3 }, 400, "PROJECT_CONTAINER_LIMIT"),
             (Error::Deleting { what: What::Project }, 409, "PROJECT_DELETING"),
             (Error::Deleting { what: What::Container }, 409, "CONTAINER_DELETING"),
@@ -331,10 +349,19 @@ mod tests {
             (Error::Busy(id()), 409, "CONTAINER_OPERATION_IN_PROGRESS"),
             (Error::Stale { what: What::Container, wanted: 1, found: 2 }, 412, "PRECONDITION_FAILED"),
             (Error::Protected(id()), 423, "CONTAINER_PROTECTED"),
+            (OwnRulesError::TooMany.into(), 400, "CONTAINER_FIREWALL_RULE_LIMIT"),
+            (Error::NoSuchRule(Side::Egress), 404, "FIREWALL_RULE_NOT_FOUND"),
             (Error::ImageInUse(name()), 409, "IMAGE_IN_USE"),
             (Error::SourceGone(id()), 409, "SOURCE_CONTAINER_DELETED"),
             (Error::StartFailed(name()), 422, "CONTAINER_START_FAILED"),
             (Error::LimitUnsupported { limit: "disk", reason: name() }, 422, "LIMIT_UNSUPPORTED"),
+            (Error::LimitBelowUse { limit: "memory", reason: name() }, 422, "LIMIT_BELOW_USAGE"),
+            (Error::driver(refused_limit(CgroupError::NoDevice)), 422, "LIMIT_UNSUPPORTED"),
+            (
+                Error::driver(refused_limit(CgroupError::Timeout { id: id(), what: "freeze", waited_ms: 1 })),
+                500,
+                "INTERNAL_ERROR",
+            ),
             (Error::BadImage(name()), 422, "INVALID_IMAGE"),
             (Error::Env(EnvError::Key(name())), 400, "INVALID_ENV_KEY"),
             (Error::Env(EnvError::Reserved(name())), 400, "RESERVED_ENV_PREFIX"),

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use axum::body::{Body, Bytes};
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
@@ -56,14 +56,18 @@ impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for OptionalJ
 /// # Errors
 /// It is longer, slower, or breaks off.
 pub async fn read_body(body: Body) -> Result<Bytes, ApiError> {
+    let too_large = || {
+        let text = format!("the body is longer than {JSON_BODY_BYTES_MAX} bytes");
+        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "BODY_TOO_LARGE", text)
+    };
+    // One that says so itself is not waited for.
+    if body.size_hint().lower() > JSON_BODY_BYTES_MAX as u64 {
+        return Err(too_large());
+    }
     let whole = Limited::new(body, JSON_BODY_BYTES_MAX).collect();
     match tokio::time::timeout(Duration::from_millis(JSON_BODY_WAIT_MS_MAX), whole).await {
         Ok(Ok(whole)) => Ok(whole.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "BODY_TOO_LARGE",
-            format!("the body is longer than {JSON_BODY_BYTES_MAX} bytes"),
-        )),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
         Ok(Err(error)) => Err(ApiError::bad("BODY_UNREADABLE", format!("the body broke off: {error}"))),
         Err(_) => Err(ApiError::new(
             StatusCode::REQUEST_TIMEOUT,

@@ -22,7 +22,7 @@ use super::error::ApiError;
 use crate::domain::{Bytes, ContainerId};
 use crate::lifecycle::{Error, Service};
 
-/// Logs that are followed at once, at most.
+/// Logs and streams of events that are followed at once, at most.
 const FOLLOWERS_MAX: usize = 256;
 /// When one who was refused may come again, in seconds.
 const FOLLOWERS_RETRY_S: u64 = 10;
@@ -33,16 +33,28 @@ const EVENT_MAX: Bytes = Bytes(64 << 10);
 /// Bytes of one character of UTF-8, at most.
 const CHAR_BYTES_MAX: usize = 4;
 /// Between two comments that keep a silent connection open, in seconds.
-const HEARTBEAT_S: u64 = 15;
+pub(super) const HEARTBEAT_S: u64 = 15;
 
 /// What all followers share.
 #[derive(Debug, Clone)]
 pub struct Followers {
     places: Arc<Semaphore>,
-    shutdown: CancellationToken,
+    pub(super) shutdown: CancellationToken,
 }
 
 impl Followers {
+    /// A place among those who follow.
+    ///
+    /// # Errors
+    /// 429: there is none.
+    pub(super) fn place(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        Arc::clone(&self.places).try_acquire_owned().map_err(|_none| {
+            let text = format!("{FOLLOWERS_MAX} logs and streams of events are being followed, as many as may be");
+            let refusal = ApiError::new(StatusCode::TOO_MANY_REQUESTS, "TOO_MANY_FOLLOWERS", text);
+            refusal.retry_after_s(FOLLOWERS_RETRY_S)
+        })
+    }
+
     /// Followers that go when `shutdown` comes.
     pub fn new(shutdown: CancellationToken) -> Self {
         Self { places: Arc::new(Semaphore::new(FOLLOWERS_MAX)), shutdown }
@@ -90,11 +102,7 @@ pub async fn follow(
     lines: usize,
     first: Bytes,
 ) -> Result<Response, ApiError> {
-    let Ok(place) = Arc::clone(&api.followers.places).try_acquire_owned() else {
-        let text = format!("{FOLLOWERS_MAX} logs are being followed, as many as may be");
-        let refusal = ApiError::new(StatusCode::TOO_MANY_REQUESTS, "TOO_MANY_FOLLOWERS", text);
-        return Err(refusal.retry_after_s(FOLLOWERS_RETRY_S));
-    };
+    let place = api.followers.place()?;
     let position = from_last_lines(&api.service, id, lines, first).await?;
     let follower = Follower {
         service: api.service.clone(),

@@ -10,19 +10,23 @@
 //! - a status code is chosen for an error in [`error`] alone;
 //! - what the domain takes has been checked in [`wire`]; a handler decides nothing.
 
+mod aliases;
 mod auth;
 mod containers;
 mod env;
 mod envelope;
 mod error;
+mod events;
 mod exec;
 mod extract;
+mod firewall;
 mod follow;
 mod health;
 mod idempotency;
 mod images;
 mod leaks;
 mod logs;
+mod network;
 mod openapi;
 mod page;
 mod projects;

@@ -10,7 +10,10 @@ use utoipa::OpenApi;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 
 use super::extract::Query;
-use super::{containers, env, exec, health, images, leaks, logs, projects, receipts, tokens, verbs};
+use super::{
+    aliases, containers, env, events, exec, firewall, health, images, leaks, logs, network, projects, receipts, tokens,
+    verbs,
+};
 
 /// The document.
 #[derive(Debug, OpenApi)]
@@ -22,7 +25,11 @@ use super::{containers, env, exec, health, images, leaks, logs, projects, receip
         containers::patch, containers::put, containers::remove, containers::stats,
         verbs::start, verbs::stop, verbs::force_stop, verbs::restart, verbs::pause, verbs::resume,
         env::show, env::replace, env::set, env::unset,
-        logs::logs, logs::status_logs, exec::exec, receipts::show, leaks::list,
+        firewall::list, firewall::add_ingress, firewall::add_egress, firewall::remove_ingress, firewall::remove_egress,
+        firewall::switch_ingress, firewall::switch_egress, firewall::reset, firewall::effective,
+        network::show, network::replace, network::merge, network::clear, network::start, network::stop,
+        logs::logs, logs::status_logs, exec::exec, events::list, events::stream, receipts::show, leaks::list,
+        aliases::create, aliases::list, aliases::show, aliases::change, aliases::switch, aliases::remove,
         images::import, images::list, images::remove,
         tokens::create, tokens::list, tokens::remove,
         health::healthz, health::readyz, document, page,

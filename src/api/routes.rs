@@ -3,12 +3,12 @@
 use axum::Router;
 use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::{from_fn, from_fn_with_state};
-use axum::routing::{MethodRouter, delete, get, post, put};
+use axum::routing::{MethodRouter, delete, get, patch, post, put};
 
 use super::error::ApiError;
 use super::{
-    Api, BASE, auth, containers, env, exec, health, idempotency, images, leaks, logs, openapi, projects, receipts,
-    request, tokens, verbs,
+    Api, BASE, aliases, auth, containers, env, events, exec, firewall, health, idempotency, images, leaks, logs,
+    network, openapi, projects, receipts, request, tokens, verbs,
 };
 
 /// Routes below [`BASE`]; each is given [`auth::require_token`]. A path that ends in a slash is there without it too.
@@ -34,10 +34,32 @@ fn api_routes(api: &Api) -> Vec<(&'static str, MethodRouter<Api>)> {
         ("/containers/{id}/resume", post(verbs::resume)),
         ("/containers/{id}/env", get(env::show).put(env::replace)),
         ("/containers/{id}/env/{key}", put(env::set).patch(env::set).delete(env::unset)),
+        ("/containers/{id}/firewall/rules", get(firewall::list)),
+        (
+            "/containers/{id}/firewall/ingress",
+            once(post(firewall::add_ingress)).delete(firewall::remove_ingress).patch(firewall::switch_ingress),
+        ),
+        (
+            "/containers/{id}/firewall/egress",
+            once(post(firewall::add_egress)).delete(firewall::remove_egress).patch(firewall::switch_egress),
+        ),
+        ("/containers/{id}/firewall/reset", post(firewall::reset)),
+        ("/containers/{id}/firewall/effective", get(firewall::effective)),
+        (
+            "/containers/{id}/network",
+            get(network::show).put(network::replace).patch(network::merge).delete(network::clear),
+        ),
+        ("/containers/{id}/network/start", post(network::start)),
+        ("/containers/{id}/network/stop", post(network::stop)),
         ("/containers/{id}/stats", get(containers::stats)),
         ("/containers/{id}/status-logs", get(logs::status_logs)),
         ("/containers/{id}/logs", get(logs::logs)),
         ("/containers/{id}/exec", post(exec::exec)),
+        ("/proxy/aliases", once(post(aliases::create)).get(aliases::list)),
+        ("/proxy/aliases/{id}", get(aliases::show).patch(aliases::change).delete(aliases::remove)),
+        ("/proxy/aliases/{id}/state", patch(aliases::switch)),
+        ("/events", get(events::list)),
+        ("/events/stream", get(events::stream)),
         ("/receipts/{id}", get(receipts::show)),
         ("/leaks", get(leaks::list)),
         ("/images", post(images::import).get(images::list)),

@@ -70,7 +70,7 @@ async fn a_collection_is_there_with_and_without_its_slash() {
 
 #[tokio::test]
 async fn an_unknown_route_is_404_in_our_form() {
-    for path in ["/", "/api/v2/projects", "/api/v1/events", "/api/v1/containers/0123456789abcdef01234567/snapshots"] {
+    for path in ["/", "/api/v2/projects", "/api/v1/event", "/api/v1/containers/0123456789abcdef01234567/snapshots"] {
         let response = send("GET", path, &[("x-request-id", "abc-1")]).await;
         assert_eq!(response.status(), StatusCode::NOT_FOUND, "{path}");
         assert_eq!(response.headers()["x-request-id"], "abc-1");

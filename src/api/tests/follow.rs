@@ -1,30 +1,8 @@
 //! A log that is followed.
 
-use std::time::Duration;
-
-use http_body_util::BodyExt;
-
+use super::stream::Stream;
 use super::*;
 use crate::domain::ContainerId;
-
-/// How long an event may take.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-struct Stream(Body);
-
-impl Stream {
-    async fn of(desk: &Desk, path: &str) -> Self {
-        let response = desk.send("GET", path, &[], None).await;
-        assert_eq!(response.status(), StatusCode::OK);
-        assert_eq!(response.headers()["content-type"], "text/event-stream");
-        Self(response.into_body())
-    }
-
-    async fn next(&mut self) -> Option<String> {
-        let frame = tokio::time::timeout(PATIENCE, self.0.frame()).await.unwrap()?;
-        Some(String::from_utf8(frame.unwrap().into_data().unwrap().to_vec()).unwrap())
-    }
-}
 
 async fn container(desk: &Desk) -> (String, ContainerId) {
     let path = path_of(&desk.create(json!({})).await);

@@ -2,10 +2,13 @@
 
 mod access;
 mod changes;
+mod events;
 mod follow;
 mod lists;
+mod network;
 mod once;
 mod projects;
+mod stream;
 
 use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode};

@@ -42,13 +42,12 @@ async fn a_copy_keeps_its_sources_limits_and_without_its_rules_takes_the_project
 }
 
 #[tokio::test]
-async fn a_policy_that_is_not_there_and_a_limit_nobody_keeps_are_refused() {
+async fn a_policy_that_is_not_there_and_a_limit_that_cannot_be_are_refused() {
     let desk = Desk::new().await;
     let path = format!("/projects/{}", desk.project);
     let unknown = json!({ "alias": "x", "firewall_policy": "nope" });
     desk.post("/projects/", unknown.clone()).await.refused(404, "FIREWALL_POLICY_NOT_FOUND");
     desk.patch(&path, json!({ "firewall_policy": "nope" })).await.refused(404, "FIREWALL_POLICY_NOT_FOUND");
-    desk.patch(&path, json!({ "limits": {"net_rx_bps": 1} })).await.refused(422, "LIMIT_UNSUPPORTED");
     desk.patch(&path, json!({ "limits": {"memory": 1} })).await.refused(400, "VALIDATION_ERROR");
     assert_eq!(desk.get("/projects/").await.data(200)["pagination"]["total"], 1);
 }

@@ -1,7 +1,11 @@
 //! The checks of a container's settings, one field each: what passes is what the domain takes.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::num::NonZeroU16;
+use std::str::FromStr;
+
+use jiff::Timestamp;
 
 use super::settings::LimitsBody;
 use crate::api::error::ApiError;
@@ -10,7 +14,9 @@ use crate::domain::container::{
     LimitsPatch,
 };
 use crate::domain::policy::{PolicyName, PolicyNameError};
-use crate::domain::{Bytes, BytesPerSecond, ContainerName, CpuMillis, EnvError, EnvKey, EnvVars, Pids};
+use crate::domain::{
+    Bytes, BytesPerSecond, Confinement, ContainerName, CpuMillis, EnvError, EnvKey, EnvVars, Pids, Secret,
+};
 
 /// Characters of a label's key, at most.
 const LABEL_KEY_CHARS_MAX: usize = 63;
@@ -30,6 +36,8 @@ const IMAGE_REF_BYTES_MAX: usize = 255;
 
 /// Texts by key; null removes a key where a change is merged.
 pub type Texts = BTreeMap<String, Option<String>>;
+/// The same of what is not to be printed.
+pub type Secrets = BTreeMap<String, Option<Secret>>;
 
 /// What a map in the body does to the one that is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,10 +78,10 @@ pub(super) fn solid<T>(name: &'static str, field: Option<Option<T>>, nulls: Null
 
 /// A merge with null would say "remove all": more likely a slip than a wish.
 pub(super) fn env_given(
-    field: Option<Option<Texts>>,
+    field: Option<Option<Secrets>>,
     maps: Maps,
     nulls: Nulls,
-) -> Result<Option<Option<Texts>>, ApiError> {
+) -> Result<Option<Option<Secrets>>, ApiError> {
     match (&field, maps, nulls) {
         (Some(None), Maps::Merge, Nulls::Refused) => Err(ApiError::invalid("environment_vars", "cannot be null")),
         _ => Ok(field),
@@ -84,7 +92,7 @@ pub(super) fn env_given(
 ///
 /// # Errors
 /// A key or value that cannot be, or null where all are replaced.
-pub fn env_change(vars: Texts, maps: Maps) -> Result<EnvChange, ApiError> {
+pub fn env_change(vars: Secrets, maps: Maps) -> Result<EnvChange, ApiError> {
     let mut all = EnvVars::default();
     let mut changes = BTreeMap::new();
     for (name, value) in vars {
@@ -191,6 +199,18 @@ pub(super) fn port(port: u16) -> Result<NonZeroU16, ApiError> {
     NonZeroU16::new(port).ok_or_else(|| ApiError::invalid("port", "1 to 65535 is wanted"))
 }
 
+/// An id, of whatever it is.
+pub fn id_of<T: FromStr<Err: Display>>(field: &'static str, text: &str) -> Result<T, ApiError> {
+    text.parse().map_err(|error| ApiError::bad("INVALID_ID", format!("{field}: {error}")).of(field))
+}
+
+/// A moment that is still to come.
+pub(super) fn time_to_come(field: &'static str, text: &str, now: Timestamp) -> Result<Timestamp, ApiError> {
+    let wanted = "a time such as 2030-01-31T00:00:00Z is wanted (RFC 3339)";
+    let at: Timestamp = text.parse().map_err(|_| ApiError::invalid(field, wanted))?;
+    if at > now { Ok(at) } else { Err(ApiError::invalid(field, "lies in the past")) }
+}
+
 pub(super) fn idle_timeout(seconds: u32) -> Result<u32, ApiError> {
     if seconds == 0 {
         Err(ApiError::invalid("idle_timeout", "at least 1 second, or null for never"))
@@ -281,4 +301,8 @@ pub(super) fn image(text: String) -> Result<String, ApiError> {
     } else {
         Err(ApiError::invalid("container_image", "an image's name or id is wanted"))
     }
+}
+
+pub(super) fn confinement(text: String) -> Result<Confinement, ApiError> {
+    text.parse().map_err(|error| ApiError::invalid("confinement", error))
 }

@@ -47,6 +47,8 @@ pub struct ContainerView {
     pub autostart: bool,
     /// A tmpfs at `/ramdisk`.
     pub ramdisk: bool,
+    /// How closely it is confined, from its next start on.
+    pub confinement: &'static str,
     /// For people.
     pub comment: Option<String>,
     /// In root's `authorized_keys`.
@@ -79,6 +81,8 @@ pub struct ContainerView {
     pub firewall_policy: String,
     /// Seconds of silence before it is put to sleep; null: never.
     pub idle_timeout: Option<u32>,
+    /// Whether a request to its URL starts it where it is stopped.
+    pub wake_on_request: bool,
     /// Whether copies take its rules along by default.
     pub template: bool,
     /// For people and filters.
@@ -94,8 +98,12 @@ pub struct ContainerView {
     pub started_at: Option<Timestamp>,
     /// When its port was last seen accepting after a start.
     pub ready_at: Option<Timestamp>,
-    /// When a request last came for it; not counted yet.
+    /// When a request or a command last began or ended; null: not since the daemon began.
     pub last_activity_at: Option<Timestamp>,
+    /// What it was last started by: create, start, restart, request.
+    pub last_woken_by: Option<String>,
+    /// Why it is awake, for people; null where it is not.
+    pub why_awake: Option<String>,
 }
 
 /// Whether the environment is in force.
@@ -139,6 +147,10 @@ pub struct Place {
     pub urls: Vec<String>,
     /// Its address.
     pub ip: Option<Ipv4Addr>,
+    /// When it was last used.
+    pub last_activity_at: Option<Timestamp>,
+    /// Why it is awake.
+    pub why_awake: Option<String>,
 }
 
 /// Variables as texts: the API has to carry them, a log never does.
@@ -204,6 +216,7 @@ impl ContainerView {
             env_sync: EnvSync::of(container),
             autostart: settings.autostart,
             ramdisk: settings.ramdisk,
+            confinement: settings.confinement.as_str(),
             comment: settings.comment.clone(),
             ssh_public_key: settings.ssh_public_key.clone(),
             snapshot_count: 0,
@@ -220,6 +233,7 @@ impl ContainerView {
             limits: settings.limits.into(),
             firewall_policy: settings.firewall_policy.to_string(),
             idle_timeout: settings.idle_timeout_s,
+            wake_on_request: settings.wake_on_request,
             template: settings.template,
             labels: settings.labels.clone(),
             deletion_protection: settings.deletion_protection,
@@ -227,7 +241,9 @@ impl ContainerView {
             ip: place.ip,
             started_at: container.started_at,
             ready_at: container.ready_at,
-            last_activity_at: None,
+            last_activity_at: place.last_activity_at,
+            last_woken_by: container.started_by.clone(),
+            why_awake: place.why_awake,
         }
     }
 }
@@ -309,6 +325,8 @@ pub struct StatsView {
     pub network: Vec<NetworkView>,
     /// Processes and threads; null when stopped.
     pub processes: Option<u64>,
+    /// The limits in force; each was read back from the kernel when it was set.
+    pub limits: LimitsView,
 }
 
 /// Processor use.
@@ -408,6 +426,7 @@ impl StatsView {
                 })
                 .collect(),
             processes: usage.map(|usage| usage.pids),
+            limits: container.settings.limits.into(),
         }
     }
 }

@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 use super::*;
 use crate::domain::container::PORT_DEFAULT;
 use crate::domain::host::Alias;
-use crate::domain::{Bytes, ContainerId, CpuMillis, ImageId, Init, Phase, ProjectId, Settings, Slot};
+use crate::domain::{Bytes, Confinement, ContainerId, CpuMillis, ImageId, Init, Phase, ProjectId, Settings, Slot};
 use crate::sys::cgroup::Usage;
 use crate::sys::netlink::LinkUsage;
 
@@ -23,16 +23,20 @@ fn container() -> Container {
             color: None,
             command: vec![],
             port: PORT_DEFAULT,
-            env: EnvVars::parse([("PLAN".into(), "pro".into())]).unwrap(),
+            env: EnvVars::parse([("PLAN".into(), "pro".to_owned())]).unwrap(),
             limits: Limits { cpu: Some(CpuMillis(1_500)), memory: Some(Bytes::mib(64)), ..Limits::default() },
             firewall_policy: "default".parse().unwrap(),
+            firewall_rules: Default::default(),
+            network: None,
             idle_timeout_s: None,
+            wake_on_request: true,
             template: false,
             labels: BTreeMap::new(),
             deletion_protection: false,
             autostart: true,
             ramdisk: true,
             ssh_public_key: None,
+            confinement: Confinement::Standard,
         },
         phase: Phase::Running { init: Init { pid: 7, start_ticks: 9 } },
         desired: Desired::Running,
@@ -43,6 +47,7 @@ fn container() -> Container {
         created_at: Timestamp::UNIX_EPOCH,
         updated_at: Timestamp::UNIX_EPOCH,
         started_at: Some(Timestamp::UNIX_EPOCH),
+        started_by: None,
         ready_at: None,
         transitions: 0,
     }
@@ -55,6 +60,8 @@ fn view() -> serde_json::Value {
         server_name: "node1".into(),
         urls: vec!["http://abab.node1.localhost:8080".into(), "https://1-0-http-80.node1.localhost/".into()],
         ip: Some(Ipv4Addr::new(10, 201, 0, 7)),
+        last_activity_at: None,
+        why_awake: Some("it has no idle_timeout".into()),
     };
     serde_json::to_value(ContainerView::new(&container(), place, vec!["w".into()])).unwrap()
 }

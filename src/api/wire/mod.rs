@@ -1,9 +1,13 @@
 //! Types of the wire: what requests and answers look like as JSON. They are not the domain's: a field's name, its unit
 //! and whether it may be left out are promises to clients, and are kept here whatever the domain becomes.
 
+pub mod alias;
 pub mod checks;
 pub mod container;
+pub mod event;
+pub mod firewall;
 pub mod image;
+pub mod network;
 pub mod ops;
 pub mod project;
 pub mod settings;

@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::checks::{Texts, command};
+use super::checks::{Secrets, command};
 use super::container::{EnvSync, revealed};
 use crate::api::error::ApiError;
 use crate::domain::receipt::Erasure;
-use crate::domain::{Bytes, Container, EnvVars, Receipt};
+use crate::domain::{Bytes, Container, EnvVars, Receipt, Secret};
 use crate::lifecycle::Done;
 use crate::sys::runtime::{ExecOutcome, ExecRequest, Exit};
 
@@ -68,11 +68,13 @@ pub struct ExecBody {
     pub command: Vec<String>,
     /// Added to the container's own environment.
     #[serde(default)]
-    pub env: BTreeMap<String, String>,
+    #[schema(value_type = BTreeMap<String, String>)]
+    pub env: BTreeMap<String, Secret>,
     /// Working folder; left out: the container's own.
     pub cwd: Option<String>,
     /// Standard input; closed behind it.
-    pub stdin: Option<String>,
+    #[schema(value_type = Option<String>)]
+    pub stdin: Option<Secret>,
     /// Seconds before it is killed, 1–3600 (60).
     pub timeout: Option<u64>,
 }
@@ -90,7 +92,7 @@ impl ExecBody {
             let fits = text.starts_with('/') && text.len() <= CWD_BYTES_MAX && !text.contains('\0');
             if fits { Ok(PathBuf::from(text)) } else { Err(ApiError::invalid("cwd", "an absolute path is wanted")) }
         });
-        let stdin = self.stdin.unwrap_or_default().into_bytes();
+        let stdin = self.stdin.map(|text| text.reveal().as_bytes().to_vec()).unwrap_or_default();
         if stdin.len() > EXEC_STDIN_BYTES_MAX {
             return Err(ApiError::invalid("stdin", format!("more than {EXEC_STDIN_BYTES_MAX} bytes")));
         }
@@ -166,14 +168,15 @@ impl From<&Container> for EnvView {
 #[serde(deny_unknown_fields)]
 pub struct EnvValue {
     /// The value.
-    pub value: String,
+    #[schema(value_type = String)]
+    pub value: Secret,
 }
 
 /// Reads the body of PUT `/env`: the map itself, or the map under `environment_vars` (or `env_vars`).
 ///
 /// # Errors
 /// Not a map of texts.
-pub fn env_map(body: Value) -> Result<Texts, ApiError> {
+pub fn env_map(body: Value) -> Result<Secrets, ApiError> {
     let Value::Object(mut fields) = body else {
         return Err(ApiError::bad("VALIDATION_ERROR", "the body: a map of names and texts is wanted"));
     };
@@ -183,7 +186,7 @@ pub fn env_map(body: Value) -> Result<Texts, ApiError> {
         }
     }
     let text = |(key, value)| match value {
-        Value::String(text) => Ok((key, Some(text))),
+        Value::String(text) => Ok((key, Some(Secret::new(text)))),
         _ => Err(ApiError::invalid(format!("environment_vars.{key}"), "a text is wanted")),
     };
     fields.into_iter().map(text).collect()
@@ -294,7 +297,7 @@ mod tests {
 
     #[test]
     fn an_environment_comes_bare_or_wrapped() {
-        let want = Texts::from([("A".to_owned(), Some("1".to_owned()))]);
+        let want = Secrets::from([("A".to_owned(), Some(Secret::new("1")))]);
         for body in [json!({"A": "1"}), json!({"environment_vars": {"A": "1"}}), json!({"env_vars": {"A": "1"}})] {
             assert_eq!(env_map(body).unwrap(), want);
         }

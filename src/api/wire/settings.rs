@@ -9,8 +9,8 @@ use utoipa::ToSchema;
 use super::checks::*;
 use super::{nullable, nullable_object, unheeded};
 use crate::api::error::ApiError;
-use crate::domain::ProjectId;
 use crate::domain::container::SettingsPatch;
+use crate::domain::network::NetworkChange;
 use crate::lifecycle::{ContainerPatch, NewContainer, NewCopy};
 
 macro_rules! bodies {
@@ -39,7 +39,7 @@ macro_rules! bodies {
             /// Environment variables (also as `env_vars`).
             #[serde(default, deserialize_with = "nullable", alias = "env_vars")]
             #[schema(value_type = Option<BTreeMap<String, Option<String>>>)]
-            environment_vars: Option<Option<Texts>>,
+            environment_vars: Option<Option<Secrets>>,
             /// Limits, one by one; null lifts one.
             #[serde(default, deserialize_with = "nullable_object")]
             #[schema(value_type = Option<LimitsBody>)]
@@ -52,6 +52,10 @@ macro_rules! bodies {
             #[serde(default, deserialize_with = "nullable")]
             #[schema(value_type = Option<u32>)]
             idle_timeout: Option<Option<u32>>,
+            /// Whether a request to its URL starts it where it is stopped (true).
+            #[serde(default, deserialize_with = "nullable")]
+            #[schema(value_type = Option<bool>)]
+            wake_on_request: Option<Option<bool>>,
             /// The customer's id in your own system, unique in the project.
             #[serde(default, deserialize_with = "nullable")]
             #[schema(value_type = Option<String>)]
@@ -80,6 +84,11 @@ macro_rules! bodies {
             #[serde(default, deserialize_with = "nullable")]
             #[schema(value_type = Option<String>)]
             ssh_public_key: Option<Option<String>>,
+            /// How closely it is confined, from the next start on: `standard`, or `nested` or `io-uring`, which open a part of the
+            /// kernel and want an admin's token.
+            #[serde(default, deserialize_with = "nullable")]
+            #[schema(value_type = Option<String>)]
+            confinement: Option<Option<String>>,
             #[schema(ignore)]
             ai: Option<serde_json::Value>,
             #[schema(ignore)]
@@ -128,6 +137,7 @@ macro_rules! bodies {
                     limits: self.limits.take(),
                     firewall_policy: self.firewall_policy.take(),
                     idle_timeout: self.idle_timeout.take(),
+                    wake_on_request: self.wake_on_request.take(),
                     external_id: self.external_id.take(),
                     template: self.template.take(),
                     labels: self.labels.take(),
@@ -135,6 +145,7 @@ macro_rules! bodies {
                     autostart: self.autostart.take(),
                     ramdisk: self.ramdisk.take(),
                     ssh_public_key: self.ssh_public_key.take(),
+                    confinement: self.confinement.take(),
                 }
             }
         }
@@ -165,9 +176,9 @@ bodies! {
         pub start: Option<bool>,
         /// A snapshot of the source to copy, in the place of what it is now.
         pub source_snapshot: Option<String>,
-        /// Whether the source's firewall policy is taken along; left out: if the source is a template.
+        /// Whether the source's firewall policy and own rules are taken along; left out: if the source is a template.
         pub copy_firewall_rules: Option<bool>,
-        /// Whether the source's network rules are taken along; left out: if the source is a template.
+        /// Whether the source's network settings are taken along, its proxy with the credentials too; left out: if the source is a template.
         pub copy_network_rules: Option<bool>,
     }
     /// A change to a container: fields that are left out stay as they are.
@@ -226,10 +237,11 @@ struct SettingsFields {
     color: Option<Option<String>>,
     command: Option<Option<Vec<String>>>,
     port: Option<Option<u16>>,
-    environment_vars: Option<Option<Texts>>,
+    environment_vars: Option<Option<Secrets>>,
     limits: Option<Option<LimitsBody>>,
     firewall_policy: Option<Option<String>>,
     idle_timeout: Option<Option<u32>>,
+    wake_on_request: Option<Option<bool>>,
     external_id: Option<Option<String>>,
     template: Option<Option<bool>>,
     labels: Option<Option<Texts>>,
@@ -237,11 +249,12 @@ struct SettingsFields {
     autostart: Option<Option<bool>>,
     ramdisk: Option<Option<bool>>,
     ssh_public_key: Option<Option<String>>,
+    confinement: Option<Option<String>>,
 }
 
 impl SettingsFields {
     fn into_patch(self, maps: Maps, nulls: Nulls) -> Result<SettingsPatch, ApiError> {
-        let env = |vars: Option<Texts>| env_change(vars.unwrap_or_default(), maps);
+        let env = |vars: Option<Secrets>| env_change(vars.unwrap_or_default(), maps);
         Ok(SettingsPatch {
             comment: map_inner(self.comment, comment)?,
             color: map_inner(self.color, |text| color("color", text))?,
@@ -250,13 +263,16 @@ impl SettingsFields {
             env: map(env_given(self.environment_vars, maps, nulls)?, env)?.unwrap_or_default(),
             limits: map(solid("limits", self.limits, nulls)?, limits)?.unwrap_or_default(),
             firewall_policy: map(solid("firewall_policy", self.firewall_policy, nulls)?, policy)?,
+            network: NetworkChange::Keep,
             idle_timeout_s: map_inner(self.idle_timeout, idle_timeout)?,
+            wake_on_request: solid("wake_on_request", self.wake_on_request, nulls)?,
             template: solid("template", self.template, nulls)?,
             labels: labels_given(self.labels, maps, nulls)?,
             deletion_protection: solid("deletion_protection", self.deletion_protection, nulls)?,
             autostart: solid("autostart", self.autostart, nulls)?,
             ramdisk: solid("ramdisk", self.ramdisk, nulls)?,
             ssh_public_key: map_inner(self.ssh_public_key, ssh_key)?,
+            confinement: map(solid("confinement", self.confinement, nulls)?, confinement)?,
         })
     }
 }
@@ -286,25 +302,20 @@ impl CopyContainer {
     /// # Errors
     /// A field that cannot be, by its name.
     pub fn into_request(mut self) -> Result<(NewCopy, Vec<String>), ApiError> {
-        let mut warnings = self.unheeded();
+        let warnings = self.unheeded();
         let mut fields = self.fields();
-        if self.copy_network_rules == Some(true) {
-            warnings.push(super::not_acted_on("copy_network_rules"));
-        }
         if let Some(snapshot) = self.source_snapshot.filter(|name| !name.is_empty()) {
             let text = format!("the source has no snapshot `{snapshot}`");
             return Err(ApiError::new(axum::http::StatusCode::NOT_FOUND, "SNAPSHOT_NOT_FOUND", text));
         }
-        let project = map(self.target_project_id, |text| {
-            text.parse::<ProjectId>()
-                .map_err(|error| ApiError::bad("INVALID_ID", error.to_string()).of("target_project_id"))
-        })?;
+        let project = map(self.target_project_id, |text| id_of("target_project_id", &text))?;
         let new = NewCopy {
             project,
             name: name_or_random(self.name)?,
             external_id: external_id(fields.external_id.take())?.flatten(),
             settings: fields.into_patch(Maps::Merge, Nulls::LeftOut)?,
             copy_firewall: self.copy_firewall_rules,
+            copy_network: self.copy_network_rules,
             start: self.start.unwrap_or(true),
         };
         Ok((new, warnings))

@@ -4,10 +4,10 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::api::extract::from_json;
-use crate::domain::CpuMillis;
 use crate::domain::container::{
     COMMAND_BYTES_MAX, COMMAND_WORDS_MAX, COMMENT_CHARS_MAX, EnvChange, LABELS_MAX, LabelChange,
 };
+use crate::domain::{CpuMillis, Secret};
 
 fn create(body: Value) -> Result<(NewContainer, Vec<String>), ApiError> {
     from_json::<CreateContainer>(body.to_string().as_bytes())?.into_request()
@@ -186,7 +186,7 @@ fn a_patch_merges_maps_and_a_put_replaces_them() {
     let patch = change(body, Maps::Merge).unwrap().settings;
     assert_eq!(patch.labels, LabelChange::Merge(texts([("a", None), ("c", Some("3"))])));
     let EnvChange::Merge(vars) = patch.env else { panic!("not a merge") };
-    let vars: Vec<_> = vars.iter().map(|(key, value)| (key.as_str(), value.as_deref())).collect();
+    let vars: Vec<_> = vars.iter().map(|(key, value)| (key.as_str(), value.as_ref().map(Secret::reveal))).collect();
     assert_eq!(vars, [("A", None), ("B", Some("2"))]);
 
     let put = change(json!({"labels": {"c": "3"}, "environment_vars": {"B": "2"}}), Maps::Replace).unwrap();
@@ -239,7 +239,7 @@ fn a_copy_overrides_and_says_what_it_does_not_copy() {
     assert!(matches!(new.settings.env, EnvChange::Merge(vars) if vars.len() == 2));
     assert_eq!(new.settings.labels, LabelChange::Merge(texts([("x", Some("1"))])));
     assert_eq!((new.copy_firewall, new.start, new.project), (Some(false), true, None));
-    assert_eq!(warnings, ["copy_network_rules is accepted and not acted on"]);
+    assert_eq!((new.copy_network, warnings.len()), (Some(true), 0));
     let error = copy(json!({"target_project_id": "nope"})).unwrap_err();
     assert_eq!((error.code(), error.field()), ("INVALID_ID", Some("target_project_id")));
     let error = copy(json!({"source_snapshot": "s1"})).unwrap_err();
@@ -251,4 +251,17 @@ fn an_image_reference_is_one_word() {
     for bad in ["", "a b", "a\n", &"x".repeat(256)] {
         assert_eq!(create(json!({ "container_image": bad })).unwrap_err().field(), Some("container_image"));
     }
+}
+
+#[test]
+fn a_body_is_not_printed_with_its_environment() {
+    let secret = "sk_live_1";
+    let body = json!({ "environment_vars": { "KEY": secret } }).to_string();
+    let body = from_json::<CopyContainer>(body.as_bytes()).unwrap();
+    assert!(!format!("{body:?}").contains(secret));
+    let (request, _) = body.into_request().unwrap();
+    assert!(!format!("{request:?}").contains(secret));
+    let exec = json!({ "command": ["env"], "env": { "KEY": secret }, "stdin": secret }).to_string();
+    let exec = from_json::<crate::api::wire::ops::ExecBody>(exec.as_bytes()).unwrap();
+    assert!(!format!("{exec:?}").contains(secret));
 }

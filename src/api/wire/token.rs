@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::checks::{id_of, time_to_come};
 use crate::api::error::ApiError;
 use crate::api::page::Pagination;
 use crate::domain::Token;
@@ -43,15 +44,8 @@ impl CreateToken {
             Some("read_only") => Permissions::ReadOnly,
             Some(_) => return Err(ApiError::invalid("permission_template", "full_access or read_only is wanted")),
         };
-        let project = self.project_id.map(|text| {
-            text.parse().map_err(|error| ApiError::bad("INVALID_ID", format!("project_id: {error}")).of("project_id"))
-        });
-        let expires_at = self.expires_at.map(|text| {
-            let at: Timestamp = text.parse().map_err(|_| {
-                ApiError::invalid("expires_at", "a time such as 2030-01-31T00:00:00Z is wanted (RFC 3339)")
-            })?;
-            if at > now { Ok(at) } else { Err(ApiError::invalid("expires_at", "lies in the past")) }
-        });
+        let project = self.project_id.map(|text| id_of("project_id", &text));
+        let expires_at = self.expires_at.map(|text| time_to_come("expires_at", &text, now));
         Ok(NewToken { alias, permissions, project: project.transpose()?, expires_at: expires_at.transpose()? })
     }
 }

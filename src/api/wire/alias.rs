@@ -1,0 +1,164 @@
+//! Aliases on the wire.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::checks::{id_of, map, map_inner, port, time_to_come};
+use super::nullable;
+use crate::api::error::ApiError;
+use crate::api::page::Pagination;
+use crate::domain::alias::{ProxyAlias, TargetPath};
+use crate::domain::host::{Alias, AliasError};
+use crate::lifecycle::{AliasPatch, AliasSettings, NewAlias};
+
+/// A further name for a container, or a change to one, where fields that are left out stay as they are.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AliasBody {
+    /// The container it leads to: wanted for a new one, and stays.
+    container_id: Option<String>,
+    /// 3–61 of `a-z 0-9 -`, unique on this host; null or left out: 48 hex digits that nobody can guess.
+    alias: Option<String>,
+    /// `http`, the only one.
+    program: Option<String>,
+    /// The port it leads to; null or left out: the container's own.
+    #[serde(default, deserialize_with = "nullable")]
+    #[schema(value_type = Option<u16>)]
+    port: Option<Option<u16>>,
+    /// The path every request goes to; null or left out: the one asked for.
+    #[serde(default, deserialize_with = "nullable")]
+    #[schema(value_type = Option<String>)]
+    target_path: Option<Option<String>>,
+    /// Whether a path that is asked for, other than `/`, goes before `target_path` (false).
+    allow_path_override: Option<bool>,
+    /// From when on it leads nowhere; null or left out: never.
+    #[serde(default, deserialize_with = "nullable")]
+    #[schema(value_type = Option<String>)]
+    expires_at: Option<Option<String>>,
+    /// Whether it leads anywhere (true).
+    enabled: Option<bool>,
+}
+
+/// An alias switched on or off.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SwitchAlias {
+    /// Whether it leads anywhere.
+    #[schema(required)]
+    enabled: Option<bool>,
+}
+
+fn name(text: &str) -> Result<Alias, ApiError> {
+    text.parse().map_err(|error: AliasError| ApiError::bad("INVALID_ALIAS", error.to_string()).of("alias"))
+}
+
+fn target_path(text: String) -> Result<TargetPath, ApiError> {
+    text.parse().map_err(|error| ApiError::invalid("target_path", error))
+}
+
+impl AliasBody {
+    /// A new alias.
+    ///
+    /// # Errors
+    /// A field that cannot be, by its name.
+    pub fn into_new(mut self, now: Timestamp) -> Result<NewAlias, ApiError> {
+        let container = self.container_id.take().ok_or_else(|| ApiError::invalid("container_id", "is missing"))?;
+        let container = id_of("container_id", &container)?;
+        let AliasPatch { alias, settings } = self.into_patch(now)?;
+        Ok(NewAlias { container, alias, settings })
+    }
+
+    /// A change to an alias.
+    ///
+    /// # Errors
+    /// A field that cannot be, by its name.
+    pub fn into_patch(self, now: Timestamp) -> Result<AliasPatch, ApiError> {
+        if self.container_id.is_some() {
+            return Err(ApiError::invalid("container_id", "an alias stays with its container; make another one"));
+        }
+        if self.program.is_some_and(|program| program != "http") {
+            return Err(ApiError::invalid("program", "http is wanted; nothing else is led to"));
+        }
+        Ok(AliasPatch {
+            alias: map(self.alias, |text| name(&text))?,
+            settings: AliasSettings {
+                port: map_inner(self.port, port)?,
+                target_path: map_inner(self.target_path, target_path)?,
+                allow_path_override: self.allow_path_override,
+                enabled: self.enabled,
+                expires_at: map_inner(self.expires_at, |text| time_to_come("expires_at", &text, now))?,
+            },
+        })
+    }
+}
+
+impl SwitchAlias {
+    /// The request.
+    ///
+    /// # Errors
+    /// The field is missing.
+    pub fn into_request(self) -> Result<AliasPatch, ApiError> {
+        let enabled = self.enabled.ok_or_else(|| ApiError::invalid("enabled", "is missing"))?;
+        let settings = AliasSettings { enabled: Some(enabled), ..AliasSettings::default() };
+        Ok(AliasPatch { alias: None, settings })
+    }
+}
+
+/// A further name of a container.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct AliasView {
+    /// Its id.
+    pub id: String,
+    /// The container it leads to.
+    pub container_id: String,
+    /// The name.
+    pub alias: String,
+    /// `http`.
+    pub program: &'static str,
+    /// The port it leads to; null: the container's own.
+    pub port: Option<u16>,
+    /// The path every request goes to; null: the one asked for.
+    pub target_path: Option<String>,
+    /// Whether a path that is asked for, other than `/`, goes before `target_path`.
+    pub allow_path_override: bool,
+    /// From when on it leads nowhere; null: never.
+    pub expires_at: Option<Timestamp>,
+    /// Whether it leads anywhere.
+    pub enabled: bool,
+    /// Its URL.
+    pub url: String,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it was last changed.
+    pub updated_at: Timestamp,
+}
+
+impl AliasView {
+    /// A record as the API shows it.
+    pub fn new(alias: &ProxyAlias, url: String) -> Self {
+        Self {
+            id: alias.id.to_string(),
+            container_id: alias.container.to_string(),
+            alias: alias.alias.to_string(),
+            program: "http",
+            port: alias.port.map(Into::into),
+            target_path: alias.target_path.as_ref().map(ToString::to_string),
+            allow_path_override: alias.allow_path_override,
+            expires_at: alias.expires_at,
+            enabled: alias.enabled,
+            url,
+            created_at: alias.created_at,
+            updated_at: alias.updated_at,
+        }
+    }
+}
+
+/// A page of aliases.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct AliasList {
+    /// The aliases.
+    pub aliases: Vec<AliasView>,
+    /// Where they stand.
+    pub pagination: Pagination,
+}
