@@ -633,9 +633,10 @@ async fn stats(context: &Context, one: &One) -> anyhow::Result<()> {
         "memory": stats["memory"]["usage"].as_u64().map(|_| of(&stats["memory"]["usage"], &stats["memory"]["total"])),
         "disk": of(&stats["disk"]["root"]["usage"], &stats["disk"]["root"]["total"]),
         "processes": stats["processes"],
-        "received": bytes(&network["rx_bytes"]), "sent": bytes(&network["tx_bytes"]),
+        "received": bytes(&network["rx_bytes"]), "sent": bytes(&network["tx_bytes"]), "limits": stats["limits"],
     });
-    context.out.one(&shown, &["name", "id", "status", "cpu", "memory", "disk", "processes", "received", "sent"])
+    let fields = ["name", "id", "status", "cpu", "memory", "disk", "processes", "received", "sent", "limits"];
+    context.out.one(&shown, &fields)
 }
 
 #[cfg(test)]

@@ -4,13 +4,17 @@
 //! code. What was asked for goes to standard output, everything else to standard error. The environment is
 //! handed in by `main` and read nowhere else.
 
+mod alias;
 mod client;
 mod configuration;
 mod container;
 mod doctor;
+mod event;
 mod events;
 mod failure;
+mod firewall;
 mod image;
+mod network;
 mod output;
 mod project;
 mod receipt;
@@ -97,15 +101,26 @@ enum Command {
     /// Containers: one customer each
     #[command(subcommand)]
     Container(Box<container::Command>),
+    /// Firewall: a container's own rules, and what is in force
+    #[command(subcommand)]
+    Firewall(Box<firewall::Command>),
     /// Images: what a container's filesystem begins as
     #[command(subcommand)]
     Image(image::Command),
+    /// Further names of containers
+    #[command(subcommand)]
+    Alias(alias::Command),
+    /// How what a container sends leaves this host: directly, through a proxy, or not at all
+    #[command(subcommand)]
+    Network(network::Command),
     /// API tokens
     #[command(subcommand)]
     Token(token::Command),
     /// Receipts: what is left of a deleted container
     #[command(subcommand)]
     Receipt(receipt::Command),
+    /// What happened, or what happens from now on
+    Events(event::EventsArgs),
 }
 
 /// What the client's commands share.
@@ -134,7 +149,10 @@ fn run(cli: Cli, env: &Environment) -> anyhow::Result<ExitCode> {
     let filter = env.get("TENANTRY_LOG").map_or(level, String::as_str);
     telemetry::init(filter, format).map_err(|error| Failure::usage(&error))?;
     let mut builder = match cli.command {
-        Command::Serve { .. } => tokio::runtime::Builder::new_multi_thread(),
+        Command::Serve { .. } => {
+            serve::drop_privileges();
+            tokio::runtime::Builder::new_multi_thread()
+        }
         _ => tokio::runtime::Builder::new_current_thread(),
     };
     builder.enable_all().build()?.block_on(dispatch(cli, env))
@@ -157,9 +175,13 @@ async fn dispatch(cli: Cli, env: &Environment) -> anyhow::Result<ExitCode> {
         Command::Config(command) => configuration::run(&command, file.as_deref(), env, out),
         Command::Project(command) => project::run(command, &connect()?).await,
         Command::Container(command) => container::run(*command, &connect()?).await,
+        Command::Firewall(command) => firewall::run(*command, &connect()?).await,
         Command::Image(command) => image::run(command, &connect()?).await,
+        Command::Alias(command) => alias::run(command, &connect()?).await,
+        Command::Network(command) => network::run(command, &connect()?).await,
         Command::Token(command) => token::run(command, &connect()?).await,
         Command::Receipt(command) => receipt::run(command, &connect()?).await,
+        Command::Events(args) => event::run(args, &connect()?).await,
     }
 }
 
@@ -204,6 +226,8 @@ mod tests {
             "tenantry container create a --wait soon",
             "tenantry image import x.tar",
             "tenantry token create ci --permission root",
+            "tenantry firewall add a sideways --action allow",
+            "tenantry firewall add a egress --action deny",
         ] {
             let error = Cli::try_parse_from(bad.split(' ')).expect_err(bad);
             assert_eq!(error.exit_code(), 2, "{bad}");

@@ -69,6 +69,15 @@ pub async fn image(context: &Context, name: &str) -> anyhow::Result<String> {
     Ok(by_name(&images, "name", name).ok_or_else(|| unknown("image", name))?)
 }
 
+/// A container's further name, by its id or as it is.
+pub async fn alias(context: &Context, name: &str) -> anyhow::Result<String> {
+    if is_id(name) {
+        return Ok(name.to_owned());
+    }
+    let aliases = context.client.list("/proxy/aliases", "aliases", &[]).await?;
+    Ok(by_name(&aliases, "alias", name).ok_or_else(|| unknown("alias", name))?)
+}
+
 /// A token by its id or alias.
 pub async fn token(context: &Context, name: &str) -> anyhow::Result<String> {
     if is_id(name) {

@@ -9,6 +9,13 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::daemon::Daemon;
 
+/// Gives up what the daemon does not need. To be called while the process has one thread.
+pub fn drop_privileges() {
+    for (step, error) in crate::sys::privileges::drop_unneeded() {
+        tracing::warn!(%error, "the daemon could not {step}");
+    }
+}
+
 /// Runs the daemon until SIGTERM or SIGINT. Containers run on.
 ///
 /// # Errors

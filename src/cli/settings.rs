@@ -64,6 +64,9 @@ pub struct SettingsArgs {
     /// Seconds of silence before it is put to sleep
     #[arg(long, value_name = "SECONDS")]
     idle_timeout: Option<u32>,
+    /// Start it when its URL is opened (true)
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    wake_on_request: Option<bool>,
     /// The customer's id in your own system, unique in the project
     #[arg(long, value_name = "ID")]
     external_id: Option<String>,
@@ -88,6 +91,9 @@ pub struct SettingsArgs {
     /// Give it a tmpfs at /ramdisk
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     ramdisk: Option<bool>,
+    /// How closely it is confined: standard, nested, io-uring
+    #[arg(long, value_name = "PROFILE")]
+    confinement: Option<String>,
     /// Its command, in the place of the image's own
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
@@ -123,10 +129,11 @@ impl SettingsArgs {
             "environment_vars": texts(self.env), "labels": texts(self.labels), "port": self.port,
             "limits": self.limits.into_value(),
             "firewall_policy": self.firewall_policy, "idle_timeout": self.idle_timeout,
+            "wake_on_request": self.wake_on_request,
             "external_id": self.external_id, "comment": self.comment, "color": self.color,
             "ssh_public_key": self.ssh_key.as_ref().map(read_key).transpose()?,
             "template": self.template, "deletion_protection": self.protect, "autostart": self.autostart,
-            "ramdisk": self.ramdisk, "command": (!self.command.is_empty()).then_some(self.command)
+            "ramdisk": self.ramdisk, "confinement": self.confinement, "command": (!self.command.is_empty()).then_some(self.command)
         });
         Ok(given(body))
     }
