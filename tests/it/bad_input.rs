@@ -79,8 +79,6 @@ fn bad_settings() -> Vec<(&'static str, Value, u16, &'static str)> {
         invalid("autostart", json!("no")),
         invalid("ramdisk", json!(64)),
         invalid("colour", json!("#ffffff")),
-        ("limits", json!({ "net_rx_bps": 1 }), 422, "LIMIT_UNSUPPORTED"),
-        ("limits", json!({ "net_tx_bps": 1 }), 422, "LIMIT_UNSUPPORTED"),
     ]);
     cases.extend([json!(0), json!(65_536), json!(-1), json!("80"), json!(1.5)].map(|port| invalid("port", port)));
     let limits = [
@@ -206,7 +204,6 @@ fn projects_and_tokens_that_cannot_be_are_refused_by_their_field() {
             ("max_containers", json!("3"), 400, "VALIDATION_ERROR"),
             ("limits", json!({ "cpu": 0 }), 400, "VALIDATION_ERROR"),
             ("limits", json!({ "cores": 1 }), 400, "VALIDATION_ERROR"),
-            ("limits", json!({ "net_rx_bps": 1 }), 422, "LIMIT_UNSUPPORTED"),
             ("firewall_policy", json!("../etc"), 400, "VALIDATION_ERROR"),
             ("firewall_policy", json!("no-such-policy"), 404, "FIREWALL_POLICY_NOT_FOUND"),
             ("name", json!("x"), 400, "VALIDATION_ERROR"),

@@ -207,7 +207,8 @@ async fn a_memory_limit_below_what_a_container_holds_is_refused_and_kills_nothin
     group.spawn(&holder(64));
     let tasks = group.usage_when("memory", |usage| usage.memory >= Bytes::mib(64)).await.pids;
     let error = group.cgroups.set_limits(group.id, &limits(16)).await.unwrap_err();
-    assert!(matches!(error, CgroupError::MemoryInUse { .. }), "{error}");
+    let CgroupError::Limit { limit: "memory", source } = error else { panic!("{error}") };
+    assert!(matches!(*source, CgroupError::MemoryInUse { .. }), "{source}");
     let usage = group.usage().await;
     assert_eq!((usage.pids, usage.oom_kills, usage.memory_limit), (tasks, 0, Some(Bytes::mib(256))));
     group.cgroups.set_limits(group.id, &limits(128)).await.unwrap();

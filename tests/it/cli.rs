@@ -221,6 +221,62 @@ fn layout(folder: &Path, layer: &[u8]) {
 }
 
 #[test]
+fn a_way_out_is_set_from_the_command_line() {
+    play(async |daemon| {
+        run(daemon, "project create shop").well();
+        run(daemon, "container create acme").well();
+        let none = run(daemon, "network show acme --json").json();
+        assert_eq!((&none["type"], &none["enabled"]), (&serde_json::Value::Null, &false.into()));
+        let set = "network set acme --type socks5 --proxy socks5://user:hunter2@192.0.2.7:1080 --dns-server 192.0.2.53";
+        let shown = run(daemon, set).well();
+        assert!(shown.contains("socks5://192.0.2.7:1080") && !shown.contains("hunter2"), "{shown}");
+        run(daemon, "network stop acme").well();
+        let off = run(daemon, "network show acme --json").json();
+        assert_eq!((&off["type"], &off["enabled"]), (&"socks5".into(), &false.into()));
+        assert_eq!((&off["proxy_credentials"], &off["dns_servers"][0]), (&true.into(), &"192.0.2.53".into()));
+        run(daemon, "network start acme").well();
+        run(daemon, "network set acme --type http").failed(1, "VALIDATION_ERROR");
+        run(daemon, "network clear acme").well();
+        run(daemon, "network start acme").failed(1, "NETWORK_NOT_CONFIGURED");
+    });
+}
+
+#[test]
+fn rules_are_kept_from_the_command_line() {
+    play(async |daemon| {
+        run(daemon, "project create shop").well();
+        run(daemon, "container create acme").well();
+        let added =
+            run(daemon, "firewall add acme egress --action reject --protocol tcp --port 25,465 --description no-mail")
+                .well();
+        assert!(added.contains("egress") && added.contains("25,465") && added.contains("no-mail"), "{added}");
+        let again = run(daemon, "firewall add acme egress --action reject --protocol tcp --port 465,25");
+        assert!(again.err.contains("there already"), "{again:?}");
+        run(daemon, "firewall add acme ingress --action allow --peer 192.0.2.0/24 --disabled").well();
+        let listed = run(daemon, "firewall list acme").well();
+        assert_eq!(listed.lines().count(), 3, "{listed}");
+        assert!(
+            listed.contains("DIRECTION") && listed.contains("disabled") && listed.contains("192.0.2.0/24"),
+            "{listed}"
+        );
+        run(daemon, "firewall enable acme ingress --peer 192.0.2.0/24").well();
+        run(daemon, "firewall disable acme egress --port 25,465").well();
+        let json = run(daemon, "firewall list acme --json").json();
+        assert_eq!(
+            (&json["ingress"][0]["state"], &json["egress"][0]["state"]),
+            (&"enabled".into(), &"disabled".into())
+        );
+        let effective = run(daemon, "firewall effective acme").well();
+        assert!(effective.contains("the kernel agrees") && effective.contains("policy"), "{effective}");
+        run(daemon, "firewall remove acme egress").failed(1, "VALIDATION_ERROR");
+        run(daemon, "firewall remove acme egress --port 26").failed(1, "FIREWALL_RULE_NOT_FOUND");
+        run(daemon, "firewall remove acme egress --port 25,465").well();
+        assert!(run(daemon, "firewall reset acme").well().contains("1 rules removed"));
+        run(daemon, "firewall add acme egress").failed(1, "VALIDATION_ERROR");
+    });
+}
+
+#[test]
 fn a_log_is_followed_until_its_container_is_deleted() {
     play(async |daemon| {
         run(daemon, "project create shop").well();

@@ -18,7 +18,7 @@ use nix::unistd::Pid;
 use tenantry::config::Config;
 use tenantry::daemon;
 use tenantry::domain::policy::Policies;
-use tenantry::domain::{Container, ContainerId, Exit, Init, Phase, ProjectId, StopReason, Verb};
+use tenantry::domain::{Bytes, Container, ContainerId, Exit, Init, Phase, ProjectId, StopReason, Verb};
 use tenantry::lifecycle::{Await, Drivers, Error, NewContainer, NewProject, Service, Until};
 use tenantry::store::journal::RunJournal;
 use tenantry::store::sled::SledStore;
@@ -27,11 +27,12 @@ use tenantry::sys::btrfs::{OpenedPool, Pool, PoolOptions, open_pool};
 use tenantry::sys::cgroup::Cgroups;
 use tenantry::sys::fake::{Faults, Faulty};
 use tenantry::sys::folders::{Folders, Layout};
+use tenantry::sys::gateway::Doors;
 use tenantry::sys::netlink::Links;
 use tenantry::sys::nft::Firewall;
 use tenantry::sys::runtime::process::Stat;
 use tenantry::sys::runtime::{
-    Delivery, ExecOutcome, ExecRequest, HelperRuntime, Launch, Pins, Runtime, RuntimeError, become_subreaper,
+    Delivery, ExecOutcome, ExecRequest, HelperRuntime, Launch, Pins, Resized, Runtime, RuntimeError, become_subreaper,
 };
 
 use crate::support::container::{Folder, IDS, SUBNET, first_of_ids, hierarchies, remove_group};
@@ -88,6 +89,9 @@ impl Runtime for Assassin {
     }
     fn signal(&self, init: Init, signal: i32) -> Result<Delivery, RuntimeError> {
         self.inner.signal(init, signal)
+    }
+    async fn resize_ramdisk(&self, init: Init, size: Option<Bytes>) -> Result<Resized, RuntimeError> {
+        self.inner.resize_ramdisk(init, size).await
     }
     async fn exec(&self, id: ContainerId, init: Init, request: &ExecRequest) -> Result<ExecOutcome, RuntimeError> {
         self.inner.exec(id, init, request).await
@@ -182,14 +186,10 @@ impl Bed {
             use std::os::unix::fs::DirBuilderExt;
             fs::DirBuilder::new().mode(0o711).create(dir).unwrap();
         }
-        let options = PoolOptions {
-            path: config.pool_path(),
-            size: tenantry::domain::Bytes::gib(1),
-            label: config.instance.to_string(),
-        };
+        let options = PoolOptions { path: config.pool_path(), size: Bytes::gib(1), label: config.instance.to_string() };
         let pool = open_pool(options).await.unwrap();
         let layout = Layout { pool: pool.layout.clone(), data: config.data_dir.clone() };
-        let real = daemon::drivers(&config, &layout, &pool).await.unwrap();
+        let real = daemon::drivers(&config, &layout, &pool, Doors { dns: 5300, relay: 5301 }).await.unwrap();
         let helper = Path::new(env!("CARGO_BIN_EXE_tenantry"));
         let inner = HelperRuntime::with_helper(&config.run_dir, helper).unwrap();
         let assassin = Arc::new(Assassin { inner, at: Mutex::default() });
@@ -228,6 +228,15 @@ impl Bed {
     async fn create(&self, start: bool) -> Result<ContainerId, Error> {
         let new = NewContainer { start, name: Some("the-one".parse().unwrap()), ..Default::default() };
         self.service().create(self.project, new, STARTED).await.map(|made| made.container.id)
+    }
+
+    /// Waits for what follows the answer of a stop: the journal says when it is done.
+    async fn comes_to_rest(&self) {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while !self.open_entries().is_empty() {
+            assert!(Instant::now() < deadline, "still at work: {:?}", self.open_entries());
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
     }
 
     /// All that is there because of containers, a line each.
@@ -339,6 +348,7 @@ fn whichever_step_of_a_start_fails_only_the_stopped_container_is_left_on_the_ker
             // What a first start leaves behind for the later ones, such as its log, is no leak.
             bed.service().verb(id, Verb::Start, STARTED, None).await.unwrap();
             bed.service().verb(id, Verb::ForceStop, STARTED, None).await.unwrap();
+            bed.comes_to_rest().await;
             let stopped = bed.objects().await;
             let mut failed = BTreeSet::new();
             for n in 1..CALLS_MAX {

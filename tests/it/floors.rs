@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules at the top of the crate, and the floor each is on.
-const FLOORS: [(&str, u8); 10] = [
+const FLOORS: [(&str, u8); 11] = [
     ("domain", 0),
     ("config", 0),
     ("sys", 1),
@@ -12,6 +12,7 @@ const FLOORS: [(&str, u8); 10] = [
     ("lifecycle", 3),
     ("api", 4),
     ("proxy", 4),
+    ("egress", 4),
     ("daemon", 4),
     ("cli", 4),
     ("telemetry", 4),
@@ -23,7 +24,7 @@ const CONFINED: [(&str, &[&str]); 8] = [
     ("libcontainer::syscall", &["sys/runtime/helper"]),
     ("libcontainer::workload", &["sys/runtime/helper"]),
     ("axum::", &["api"]),
-    ("hyper::", &["api", "proxy"]),
+    ("hyper::", &["api", "proxy", "egress/dial"]),
     ("anyhow::", &["cli", "main.rs"]),
     ("reqwest::", &["cli", "api"]),
     ("allow(unsafe_code)", &["sys"]),

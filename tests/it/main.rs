@@ -2,16 +2,27 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests; a panic is how they fail")]
 
+mod aliases;
+mod attacks;
 mod bad_input;
 mod cgroup;
 mod cli;
+mod dns;
 mod faults;
+mod firewall;
+mod firewall_api;
+mod firewall_many;
 mod floors;
 mod images;
+mod limits;
 mod main_job;
 mod network;
+mod orphans;
 mod proxy_live;
 mod recovery;
+mod relay;
 mod runtime;
 mod skips;
+mod starve;
 mod support;
+mod wake;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use tenantry::domain::{Bytes, ContainerId, CpuMillis, EnvVars, Limits, Pids, Secret};
+use tenantry::domain::{Bytes, Confinement, ContainerId, CpuMillis, EnvVars, Limits, Pids, Secret};
 use tenantry::sys::oci::{self, BundleSpec};
 use tenantry::sys::runtime::{
     Delivery, ExecOutcome, ExecRequest, Exit, HelperRuntime, Init, Launch, Runtime, RuntimeError, become_subreaper,
@@ -66,6 +66,7 @@ impl Bed {
             limits: &limits,
             first_id: FIRST_ID,
             ramdisk: Some(Bytes::mib(8)),
+            confinement: Confinement::Standard,
         };
         change(&mut spec);
         oci::write_bundle(&launch.bundle, &spec).unwrap();

@@ -12,6 +12,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -21,9 +22,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use reqwest::{Method, header};
 use serde_json::{Value, json};
+use tenantry::domain::slot::GATEWAY;
 
 use super::container::{Folder, IDS, SUBNET, first_of_ids, hierarchies, remove_group};
-use super::net::{NetLab, ip, nft};
+use super::net::{NetLab, Netns, ip, nft};
 
 /// Where the API listens: every daemon has a network of its own.
 pub const API: &str = "http://127.0.0.1:7070";
@@ -52,11 +54,16 @@ pub fn play(test: impl AsyncFnOnce(&mut Daemon)) {
 
 /// As [`play`], with more in the configuration: TOML that begins with keys of the top level.
 pub fn play_with(config: &str, test: impl AsyncFnOnce(&mut Daemon)) {
-    let _lab = NetLab::enter();
+    play_in_lab(config, async |daemon, _lab| test(daemon).await);
+}
+
+/// As [`play_with`], for a test that also plays the internet.
+pub fn play_in_lab(config: &str, test: impl AsyncFnOnce(&mut Daemon, &NetLab)) {
+    let lab = NetLab::enter();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let mut daemon = Daemon::start(config).await;
-        test(&mut daemon).await;
+        test(&mut daemon, &lab).await;
         daemon.end();
     });
 }
@@ -204,6 +211,25 @@ pub async fn answer(request: reqwest::RequestBuilder) -> Reply {
     Reply { status, headers, text, json }
 }
 
+/// A rule without the ports behind which the daemon answers on the gateway: the kernel chooses them, and each daemon has others.
+fn without_doors(rule: &str) -> String {
+    const DNS: &str = "53";
+    let gateway = GATEWAY.to_string();
+    if !rule.contains(&gateway) {
+        return rule.to_owned();
+    }
+    let mut before = "";
+    let words = rule.split(' ').map(|word| {
+        let is_port = std::mem::replace(&mut before, word) == "dport" && word != DNS;
+        match word.strip_prefix(&gateway) {
+            _ if is_port => "PORT".to_owned(),
+            Some(port) if port.starts_with(':') => format!("{gateway}:PORT"),
+            _ => word.to_owned(),
+        }
+    });
+    words.collect::<Vec<_>>().join(" ")
+}
+
 /// The id in an answer.
 pub fn id_of(object: &Value) -> String {
     object["id"].as_str().unwrap_or_else(|| panic!("no id in {object}")).to_owned()
@@ -342,7 +368,7 @@ impl Daemon {
         }
         let links = ip("-o link show");
         found.extend(links.lines().map(|line| format!("link {}", line.split([':', '@']).nth(1).unwrap_or_default())));
-        found.extend(nft("-s list ruleset").lines().map(|line| format!("rule {}", line.trim())));
+        found.extend(nft("-s list ruleset").lines().map(|line| format!("rule {}", without_doors(line.trim()))));
         for dir in ["pool/containers", "pool/images", "bundles", "uploads"].map(|dir| self.data_dir().join(dir)) {
             let entries = fs::read_dir(&dir).into_iter().flatten().flatten();
             found.extend(entries.map(|entry| format!("file {}", entry.path().display())));
@@ -400,6 +426,15 @@ impl Daemon {
             uid.filter(|uid: &u32| ids.contains(uid)).map(|uid| (pid, (uid - self.uid_base) / IDS_PER_SLOT))
         };
         pids.filter_map(slot).collect()
+    }
+
+    /// The network namespace of a running container.
+    pub fn netns(&self, container: &Value) -> Netns {
+        let address: Ipv4Addr = container["ip"].as_str().unwrap().parse().unwrap();
+        let slot = address.to_bits() & 0x1ff;
+        let processes = self.processes();
+        let pid = processes.iter().find(|(_, of)| *of == slot).expect("it has no process").0;
+        Netns::of_process(pid).unwrap()
     }
 
     fn mounts(&self) -> Vec<PathBuf> {

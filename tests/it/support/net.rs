@@ -177,7 +177,7 @@ impl Drop for Echo {
 }
 
 /// Lets accepts and reads of a socket come back now and then, to look whether the server shall stop.
-fn in_ticks<T: AsFd>(socket: T) -> T {
+pub fn in_ticks<T: AsFd>(socket: T) -> T {
     setsockopt(&socket, ReceiveTimeout, &TimeVal::new(0, 20_000)).unwrap();
     socket
 }

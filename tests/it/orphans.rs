@@ -1,0 +1,67 @@
+//! A helper that outlives its daemon undoes its start; the next daemon waits for that before it starts the same container.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
+
+use crate::support::daemon::{Daemon, id_of, patience, play};
+
+/// Helpers of this daemon's containers: their folder is open in them, locked.
+fn helpers(daemon: &Daemon) -> Vec<Pid> {
+    let containers = daemon.run_dir().join("containers");
+    let processes =
+        fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let is_one = |pid: &i32| {
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        name == "tenantry-start\n" && holds(*pid, &containers)
+    };
+    processes.filter(is_one).map(Pid::from_raw).collect()
+}
+
+fn holds(pid: i32, containers: &Path) -> bool {
+    let fds = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    fds.filter_map(|fd| fs::read_link(fd.path()).ok()).any(|target| target.parent() == Some(containers))
+}
+
+#[test]
+fn the_next_daemon_waits_for_a_helper_that_still_undoes_its_start() {
+    play(async |daemon| {
+        let client = daemon.client.clone();
+        let project = client.create_project("estate").await;
+        let made = client.post(&format!("/projects/{project}/containers"), json!({ "name": "one" })).await.data(201);
+        let id = id_of(&made);
+        client.verb(&id, "stop").await.data(200);
+        // Stopped in the middle of a start, its daemon killed: it has not seen that yet.
+        let (start, held) = (client.clone(), id.clone());
+        let starting = tokio::spawn(async move {
+            start.request(reqwest::Method::POST, &format!("/containers/{held}/start")).send().await
+        });
+        let deadline = Instant::now() + patience(10);
+        let helper = loop {
+            if let Some(helper) = helpers(daemon).first() {
+                kill(*helper, Signal::SIGSTOP).unwrap();
+                break *helper;
+            }
+            assert!(Instant::now() < deadline, "no helper was seen");
+            tokio::task::yield_now().await;
+        };
+        daemon.kill9();
+        assert!(starting.await.unwrap().is_err(), "the start was answered");
+        daemon.spawn();
+        // The next daemon removes what was half made, and must not while somebody else works on it.
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        let folder = daemon.run_dir().join("containers").join(&id);
+        assert!(folder.exists(), "it was removed under the helper's hands");
+        kill(helper, Signal::SIGCONT).unwrap();
+        daemon.wait_ready().await;
+        let path = format!("/containers/{id}/start");
+        let started = client.post(&path, json!({})).await;
+        assert!(started.status == 200 || client.container(&id).await["status"] == "running", "{}", started.text);
+        assert_eq!(client.page(&made, "/").await.status, 200);
+        assert!(helpers(daemon).is_empty());
+    });
+}

@@ -1,0 +1,159 @@
+//! A name server on the lab's internet.
+
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
+use hickory_proto::rr::rdata::{A, TXT};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
+
+use super::net::{INTERNET, Netns, in_ticks};
+
+/// Texts of `long.example`, each of 200 bytes: too long for UDP.
+pub const LONG_TEXTS: usize = 20;
+/// The longest packet over UDP.
+const UDP_BYTES_MAX: usize = 1_232;
+
+/// Answers for `*.example`; remembers how it was asked for what.
+#[derive(Debug)]
+pub struct NameServer {
+    asked: Arc<Mutex<Vec<String>>>,
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl NameServer {
+    /// Listens on port 53 of [`INTERNET`], in a namespace that has it: answers come from where was asked.
+    pub fn listen(netns: &Netns) -> Self {
+        let at = (INTERNET, 53);
+        let udp = in_ticks(netns.run(|| UdpSocket::bind(at).unwrap()));
+        let tcp = in_ticks(netns.run(|| TcpListener::bind(at).unwrap()));
+        let (asked, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
+        let threads = vec![
+            thread::spawn({
+                let (asked, stop) = (asked.clone(), stop.clone());
+                move || serve_udp(&udp, &asked, &stop)
+            }),
+            thread::spawn({
+                let (asked, stop) = (asked.clone(), stop.clone());
+                move || serve_tcp(&tcp, &asked, &stop)
+            }),
+        ];
+        Self { asked, stop, threads }
+    }
+
+    /// What was asked, each with how: `udp a.example.`
+    pub fn asked(&self) -> Vec<String> {
+        self.asked.lock().unwrap().clone()
+    }
+}
+
+impl Drop for NameServer {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.threads.drain(..).for_each(|thread| drop(thread.join()));
+    }
+}
+
+fn serve_udp(udp: &UdpSocket, asked: &Mutex<Vec<String>>, stop: &AtomicBool) {
+    let mut buffer = [0; 2_048];
+    while !stop.load(Ordering::Relaxed) {
+        let Ok((length, from)) = udp.recv_from(&mut buffer) else { continue };
+        let answer = answer(&buffer[..length], "udp", asked);
+        let mut bytes = answer.to_vec().unwrap();
+        if bytes.len() > UDP_BYTES_MAX {
+            bytes = answer.truncate().to_vec().unwrap();
+        }
+        let _ = udp.send_to(&bytes, from);
+    }
+}
+
+fn serve_tcp(tcp: &TcpListener, asked: &Mutex<Vec<String>>, stop: &AtomicBool) {
+    while !stop.load(Ordering::Relaxed) {
+        let Ok((mut stream, _)) = tcp.accept() else { continue };
+        stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        let Ok(packet) = read_framed(&mut stream) else { continue };
+        let _ = stream.write_all(&framed(&answer(&packet, "tcp", asked).to_vec().unwrap()));
+    }
+}
+
+fn answer(packet: &[u8], how: &str, asked: &Mutex<Vec<String>>) -> Message {
+    let question = Message::from_vec(packet).unwrap();
+    let query = question.queries[0].clone();
+    asked.lock().unwrap().push(format!("{how} {}", query.name));
+    let mut answer = Message::response(question.metadata.id, OpCode::Query);
+    let host = |address: Ipv4Addr| RData::A(A(address));
+    let data = match (query.name.to_ascii().to_ascii_lowercase().as_str(), query.query_type) {
+        ("long.example.", RecordType::TXT) => {
+            (0..LONG_TEXTS).map(|n| RData::TXT(TXT::new(vec![format!("{n:0200}")]))).collect()
+        }
+        ("metadata.example.", RecordType::A) => {
+            vec![host(Ipv4Addr::new(169, 254, 169, 254)), host(Ipv4Addr::new(10, 201, 0, 2))]
+        }
+        (name, RecordType::A) if name.ends_with(".example.") => vec![host(INTERNET)],
+        (name, _) if name.ends_with(".example.") => vec![],
+        _ => {
+            answer.metadata.response_code = ResponseCode::NXDomain;
+            vec![]
+        }
+    };
+    answer.answers = data.into_iter().map(|data| Record::from_rdata(query.name.clone(), 60, data)).collect();
+    answer.add_query(query);
+    answer
+}
+
+/// A question as a tenant's resolver asks it.
+pub fn question(name: &str, kind: RecordType) -> Message {
+    let mut message = Message::new(rand::random(), MessageType::Query, OpCode::Query);
+    message.metadata.recursion_desired = true;
+    message.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
+    message
+}
+
+/// Asks from a namespace by UDP; `None` where no answer comes in time.
+pub fn ask(from: &Netns, server: Ipv4Addr, message: &Message, patience: Duration) -> Option<Message> {
+    from.run(|| {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+        socket.connect((server, 53)).unwrap();
+        socket.set_read_timeout(Some(patience)).unwrap();
+        socket.send(&message.to_vec().unwrap()).unwrap();
+        let mut buffer = [0; 4_096];
+        let length = socket.recv(&mut buffer).ok()?;
+        Some(Message::from_vec(&buffer[..length]).unwrap())
+    })
+}
+
+/// Asks from a namespace by TCP.
+pub fn ask_by_tcp(from: &Netns, server: Ipv4Addr, message: &Message) -> io::Result<Message> {
+    from.run(|| {
+        let mut stream = TcpStream::connect((server, 53))?;
+        stream.set_read_timeout(Some(super::net::PATIENCE))?;
+        stream.write_all(&framed(&message.to_vec().unwrap()))?;
+        Ok(Message::from_vec(&read_framed(&mut stream)?).unwrap())
+    })
+}
+
+fn framed(message: &[u8]) -> Vec<u8> {
+    [&u16::try_from(message.len()).unwrap().to_be_bytes(), message].concat()
+}
+
+fn read_framed(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+    let mut length = [0; 2];
+    stream.read_exact(&mut length)?;
+    let mut packet = vec![0; u16::from_be_bytes(length).into()];
+    stream.read_exact(&mut packet)?;
+    Ok(packet)
+}
+
+/// The addresses in an answer.
+pub fn addresses(answer: &Message) -> Vec<Ipv4Addr> {
+    let address = |record: &Record| match record.data {
+        RData::A(A(address)) => Some(address),
+        _ => None,
+    };
+    answer.answers.iter().filter_map(address).collect()
+}
