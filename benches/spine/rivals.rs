@@ -4,12 +4,13 @@
 //! mounts, so the files of its rootfs belong to the container's ids already: work that it is spared.
 
 use std::fs;
-use std::os::unix::fs::DirBuilderExt;
+use std::io::{Read, Seek};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use tenantry::domain::ContainerId;
 use tenantry::sys::cgroup::Layout;
@@ -17,6 +18,9 @@ use tenantry::sys::runtime::{HelperRuntime, Launch, Runtime, become_subreaper};
 
 use crate::bed::{Bed, groups, remove_group};
 use crate::report::{HELPER, RUNC, Report};
+
+/// Of folders on the way to a rootfs: others pass, and see nothing.
+const PASS_MODE: u32 = 0o711;
 
 /// What both need.
 #[derive(Debug)]
@@ -38,7 +42,12 @@ impl Rivals {
         let first_id = bundle["linux"]["uidMappings"][0]["hostID"].as_u64().context("the bundle maps no ids")?;
         let first_id = u32::try_from(first_id)?;
         let folder = bed.rivals();
-        let passable = |path: &Path| fs::DirBuilder::new().recursive(true).mode(0o711).create(path);
+        let passable = |path: &Path| fs::DirBuilder::new().recursive(true).mode(PASS_MODE).create(path);
+        // Unlike our helper, runc goes to its rootfs as the container's user, by way of folders that the daemon keeps to root.
+        for way in [bed.data(), bed.data().join("pool")] {
+            fs::set_permissions(&way, fs::Permissions::from_mode(PASS_MODE))
+                .with_context(|| way.display().to_string())?;
+        }
         passable(&folder)?;
         let rootfs = bed.data().join("pool/containers").join(lender).join("rootfs");
         for (name, owner) in [("runc", first_id), ("helper", 0)] {
@@ -109,8 +118,13 @@ impl Rivals {
 fn tool(program: &str, args: &[&str]) -> Result<()> {
     let mut command = Command::new(program);
     // Not a pipe: runc's container keeps what it gets.
-    let status = command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    let mut said = tempfile::tempfile()?;
+    let status = command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(said.try_clone()?).status();
     let status = status.with_context(|| format!("cannot run {program}"))?;
-    ensure!(status.success(), "{program} {}: {status}", args.join(" "));
+    if !status.success() {
+        let mut text = String::new();
+        said.rewind().and_then(|()| said.read_to_string(&mut text))?;
+        bail!("{program} {}: {status}: {}", args.join(" "), text.trim());
+    }
     Ok(())
 }

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use netlink_packet_netfilter::nftables::{ChainAttribute, ChainMessage, GenAttribute, GenMessage, NfTablesMessage};
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily};
@@ -12,11 +12,12 @@ use serde_json::Value;
 
 use super::conntrack::{self, Entry, Wanted};
 use super::netfilter::{Ask, Netfilter};
-use super::render::{Batch, Renderer, Uses, chain_name, chain_rules, spell};
+use super::render::{Batch, Before, Renderer, Uses, chain_name, chain_rules, spell};
 use super::run::{self, CHANGE_MS_MAX, LOAD_MS_MAX, RunError};
 use super::{FirewallError, Lines};
 use crate::domain::Slot;
 use crate::domain::firewall::{Ruleset, Side};
+use crate::domain::network::WayOut;
 
 /// Up to so many slots' flows are asked for one by one; of more, the whole table of flows is read once.
 const SIEVED_SLOTS_MAX: usize = 4;
@@ -29,6 +30,16 @@ pub(super) type Rules = BTreeMap<Slot, Arc<Ruleset>>;
 pub(super) enum Change {
     Apply(Arc<Ruleset>),
     Remove,
+}
+
+impl Change {
+    /// The way of what the tenant sends afterwards.
+    fn way_out(&self) -> WayOut {
+        match self {
+            Self::Apply(rules) => rules.way_out(),
+            Self::Remove => WayOut::Direct,
+        }
+    }
 }
 
 /// How each slot's change went.
@@ -56,11 +67,18 @@ pub(super) struct Kernel {
     renderer: Renderer,
     netfilter: Netfilter,
     transactions: AtomicU64,
+    /// Slots whose way may be another than straight in the kernel: rather one too many than one too few.
+    led: Mutex<BTreeSet<Slot>>,
 }
 
 impl Kernel {
     pub(super) fn new(renderer: Renderer) -> Arc<Self> {
-        Arc::new(Self { renderer, netfilter: Netfilter::default(), transactions: AtomicU64::new(0) })
+        Arc::new(Self {
+            renderer,
+            netfilter: Netfilter::default(),
+            transactions: AtomicU64::new(0),
+            led: Mutex::default(),
+        })
     }
 
     /// How many transactions nft was given so far.
@@ -68,8 +86,21 @@ impl Kernel {
         self.transactions.load(Ordering::Relaxed)
     }
 
+    fn led(&self) -> MutexGuard<'_, BTreeSet<Slot>> {
+        self.led.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Makes changes in one transaction; where that is refused, each in one of its own.
     pub(super) async fn change(&self, changes: &BTreeMap<Slot, Change>) -> Outcomes {
+        let outcomes = self.change_all(changes).await;
+        let straight = changes.iter().filter(|(_, change)| change.way_out() == WayOut::Direct);
+        let straight = straight.filter(|(slot, _)| outcomes.get(slot).is_some_and(Result::is_ok));
+        let straight: BTreeSet<Slot> = straight.map(|(slot, _)| *slot).collect();
+        self.led().retain(|slot| !straight.contains(slot));
+        outcomes
+    }
+
+    async fn change_all(&self, changes: &BTreeMap<Slot, Change>) -> Outcomes {
         if changes.len() > 1 {
             let same =
                 |outcome: Result<(), FirewallError>| changes.keys().map(|slot| (*slot, outcome.clone())).collect();
@@ -114,8 +145,15 @@ impl Kernel {
     }
 
     fn render(&self, batch: &mut Batch, slot: Slot, change: &Change) -> Result<(), FirewallError> {
+        let mut led = self.led();
+        let before = if led.contains(&slot) { Before::Unknown } else { Before::Direct };
+        // Whether or not the transaction then comes to anything.
+        if change.way_out() != WayOut::Direct {
+            led.insert(slot);
+        }
+        drop(led);
         let rendered = match change {
-            Change::Apply(rules) => self.renderer.tenant(batch, slot, rules),
+            Change::Apply(rules) => self.renderer.tenant(batch, slot, rules, before),
             Change::Remove => self.renderer.remove(batch, slot),
         };
         rendered.ok_or(FirewallError::NoAddress(slot))
@@ -126,16 +164,24 @@ impl Kernel {
         let mut batch = Batch::default();
         self.renderer.base(&mut batch);
         for (slot, rules) in tenants {
-            self.renderer.tenant(&mut batch, *slot, rules).ok_or(FirewallError::NoAddress(*slot))?;
+            let rendered = self.renderer.tenant(&mut batch, *slot, rules, Before::Direct);
+            rendered.ok_or(FirewallError::NoAddress(*slot))?;
         }
-        self.commit(&batch, LOAD_MS_MAX, || "load the whole table".into()).await
+        let led = tenants.iter().filter(|(_, rules)| rules.way_out() != WayOut::Direct).map(|(slot, _)| *slot);
+        let led: BTreeSet<Slot> = led.collect();
+        self.led().extend(&led);
+        self.commit(&batch, LOAD_MS_MAX, || "load the whole table".into()).await?;
+        *self.led() = led;
+        Ok(())
     }
 
     /// Removes the table.
     pub(super) async fn unload(&self) -> Result<(), FirewallError> {
         let mut batch = Batch::default();
         self.renderer.nothing(&mut batch);
-        self.commit(&batch, CHANGE_MS_MAX, || "remove the table".into()).await
+        self.commit(&batch, CHANGE_MS_MAX, || "remove the table".into()).await?;
+        self.led().clear();
+        Ok(())
     }
 
     /// Slots that have chains.

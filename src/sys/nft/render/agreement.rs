@@ -186,7 +186,7 @@ fn rendered(rules: &Ruleset) -> Batch {
     let renderer = Renderer::new("lab".parse().unwrap(), "10.201.0.0/16".parse().unwrap());
     let mut batch = Batch::default();
     renderer.base(&mut batch);
-    renderer.tenant(&mut batch, Slot(7), rules).unwrap();
+    renderer.tenant(&mut batch, Slot(7), rules, Before::Direct).unwrap();
     batch
 }
 

@@ -27,6 +27,7 @@ use serde_json::{Value, json};
 
 pub(super) use spell::spell;
 pub(super) use tenant::{chain_length, chain_name, chain_rules};
+pub(super) use ways::Before;
 
 use crate::domain::{Instance, Slot, Subnet};
 use crate::sys::gateway::Doors;

@@ -7,6 +7,7 @@ use nftables::schema::{Element, NfListObject};
 use nftables::stmt::{CTCount, JumpTarget, Operator, Reject, RejectType, Statement};
 use nftables::types::{NfFamily, RejectCode};
 
+use super::ways::Before;
 use super::words::{matches, meta, payload, prefix, text};
 use super::{Batch, EGRESS, INGRESS, Renderer, SOURCES};
 use crate::domain::Slot;
@@ -23,7 +24,13 @@ pub(in crate::sys::nft) const FLOWS_MAX: u32 = 4_096;
 
 impl Renderer {
     /// Adds a tenant's chains, or replaces their rules. `None` where the slot lies outside the subnet.
-    pub(in crate::sys::nft) fn tenant(&self, batch: &mut Batch, slot: Slot, rules: &Ruleset) -> Option<()> {
+    pub(in crate::sys::nft) fn tenant(
+        &self,
+        batch: &mut Batch,
+        slot: Slot,
+        rules: &Ruleset,
+        before: Before,
+    ) -> Option<()> {
         let address = self.subnet.address(slot)?;
         for side in Side::BOTH {
             let chain = chain_name(side, slot);
@@ -36,7 +43,7 @@ impl Renderer {
         for element in self.elements(slot, address) {
             batch.add(element);
         }
-        self.way_out(batch, slot, rules.way_out());
+        self.way_out(batch, slot, rules.way_out(), before);
         Some(())
     }
 
@@ -51,7 +58,7 @@ impl Renderer {
             batch.add(element.clone());
             batch.delete(element);
         }
-        self.way_out(batch, slot, WayOut::Direct);
+        self.way_out(batch, slot, WayOut::Direct, Before::Unknown);
         for chain in &chains {
             batch.flush(self.chain_value(chain));
             batch.delete(self.chain(chain));

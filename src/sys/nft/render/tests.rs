@@ -44,7 +44,7 @@ fn one_tenants_chains() {
         protocol = "icmp4"
     "#;
     let mut batch = Batch::default();
-    renderer().tenant(&mut batch, Slot(7), &ruleset(policy)).unwrap();
+    renderer().tenant(&mut batch, Slot(7), &ruleset(policy), Before::Unknown).unwrap();
     insta::assert_snapshot!(batch.lines());
 }
 
