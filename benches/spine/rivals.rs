@@ -13,7 +13,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use tenantry::domain::ContainerId;
-use tenantry::sys::cgroup::Layout;
+use tenantry::sys::cgroup::{Cgroups, KernelCgroups, Layout};
 use tenantry::sys::runtime::{HelperRuntime, Launch, Runtime, become_subreaper};
 
 use crate::bed::{Bed, groups, remove_group};
@@ -31,6 +31,7 @@ pub struct Rivals {
     group: String,
     cgroups: Layout,
     runtime: HelperRuntime,
+    moves: KernelCgroups,
 }
 
 impl Rivals {
@@ -57,7 +58,9 @@ impl Rivals {
             tool("chown", &["-hR", &format!("{owner}:{owner}"), &home.join("rootfs").to_string_lossy()])?;
         }
         let runtime = HelperRuntime::with_helper(&bed.run_dir().join("bench"), bed.binary())?;
-        Ok(Self { folder, bundle, first_id, group: bed.rivals_group(), cgroups: Layout::detect()?, runtime })
+        let (group, cgroups) = (bed.rivals_group(), Layout::detect()?);
+        let moves = KernelCgroups::with_layout(group.trim_start_matches('/').parse()?, cgroups.clone(), None);
+        Ok(Self { folder, bundle, first_id, group, cgroups, runtime, moves })
     }
 
     pub async fn play(&self, report: &mut Report) -> Result<()> {
@@ -103,6 +106,8 @@ impl Rivals {
             log: home.join("log"),
         };
         let began = Instant::now();
+        // As a start of the daemon's does it.
+        self.moves.expect_move();
         self.runtime.prepare(&launch).await?;
         self.runtime.create(id).await?;
         self.runtime.start(id).await?;
