@@ -8,6 +8,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::access::{Access, AccessChange};
 use super::confinement::Confinement;
 use super::env::{EnvError, EnvKey, EnvVars};
 use super::firewall::OwnRules;
@@ -105,6 +106,9 @@ pub struct Settings {
     /// How its outbound traffic leaves, where not just as the firewall allows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<Network>,
+    /// Who may open its URL; `None`: everybody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access: Option<Box<Access>>,
     /// Seconds of silence before it is put to sleep; `None`: never.
     pub idle_timeout_s: Option<u32>,
     /// Whether a request to its URL starts it.
@@ -229,6 +233,7 @@ pub struct SettingsPatch {
     pub limits: LimitsPatch,
     pub firewall_policy: Option<PolicyName>,
     pub network: NetworkChange,
+    pub access: AccessChange,
     pub idle_timeout_s: Option<Option<u32>>,
     pub wake_on_request: Option<bool>,
     pub template: Option<bool>,
@@ -387,6 +392,7 @@ impl SettingsPatch {
         to.limits = self.limits.apply(to.limits);
         set(&mut to.firewall_policy, self.firewall_policy);
         self.network.apply(&mut to.network)?;
+        self.access.apply(&mut to.access)?;
         set(&mut to.idle_timeout_s, self.idle_timeout_s);
         set(&mut to.wake_on_request, self.wake_on_request);
         set(&mut to.template, self.template);
@@ -415,6 +421,7 @@ mod tests {
             firewall_policy: "web".parse().unwrap(),
             firewall_rules: OwnRules::default(),
             network: None,
+            access: None,
             idle_timeout_s: Some(60),
             wake_on_request: true,
             template: false,
@@ -425,6 +432,13 @@ mod tests {
             ssh_public_key: None,
             confinement: Confinement::Standard,
         }
+    }
+
+    #[test]
+    fn a_record_that_is_older_than_access_groups_is_open_to_everybody() {
+        let text = serde_json::to_string(&settings()).unwrap();
+        assert!(!text.contains("access"), "{text}");
+        assert_eq!(serde_json::from_str::<Settings>(&text).unwrap().access, None);
     }
 
     #[test]

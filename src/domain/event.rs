@@ -88,6 +88,8 @@ kinds! {
     RuleSwitched = "firewall.rule.switched";
     /// All firewall rules of its own were removed.
     RulesReset = "firewall.rule.reset";
+    /// Who may open its URL was changed.
+    PermissionsChanged = "proxy.permissions.changed";
 }
 
 impl fmt::Display for EventKind {

@@ -2,6 +2,7 @@
 //!
 //! Nothing here reads a file or talks to the kernel; the clock and the random source are read only by `generate`.
 
+pub mod access;
 pub mod alias;
 pub mod confinement;
 pub mod container;

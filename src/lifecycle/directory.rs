@@ -241,6 +241,7 @@ pub(super) mod tests {
             firewall_policy: "web".parse().unwrap(),
             firewall_rules: Default::default(),
             network: None,
+            access: None,
             idle_timeout_s: None,
             wake_on_request: true,
             template: false,

@@ -25,15 +25,19 @@ pub fn happenings(old: &Container, new: &Container) -> Vec<Happening> {
         _ => {}
     }
     let named = (&old.name, &old.external_id) != (&new.name, &new.external_id);
-    if named || (old.settings != new.settings && !only_rules_differ(&old.settings, &new.settings)) {
+    if named || others_differ(&old.settings, &new.settings) {
         found.push(event(EventKind::Updated));
+    }
+    if old.settings.access != new.settings.access {
+        found.push(event(EventKind::PermissionsChanged));
     }
     found
 }
 
-/// Rules have events of their own.
-fn only_rules_differ(old: &Settings, new: &Settings) -> bool {
-    Settings { firewall_rules: new.firewall_rules.clone(), ..old.clone() } == *new
+/// Whether settings differ in more than what has events of its own.
+fn others_differ(old: &Settings, new: &Settings) -> bool {
+    let shared = Settings { firewall_rules: new.firewall_rules.clone(), access: new.access.clone(), ..old.clone() };
+    shared != *new
 }
 
 /// A reason without any text that is not ours.
@@ -95,5 +99,9 @@ mod tests {
         assert_eq!(told, [Happening::to_container(EventKind::Updated, old.project, old.id)]);
         new.generation += 1;
         assert_eq!(happenings(&new.clone(), &new), []);
+        let old = new.clone();
+        new.settings.access = Some(Default::default());
+        let changed = Happening::to_container(EventKind::PermissionsChanged, old.project, old.id);
+        assert_eq!(happenings(&old, &new), [changed]);
     }
 }

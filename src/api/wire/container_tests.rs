@@ -28,6 +28,7 @@ fn container() -> Container {
             firewall_policy: "default".parse().unwrap(),
             firewall_rules: Default::default(),
             network: None,
+            access: None,
             idle_timeout_s: None,
             wake_on_request: true,
             template: false,

@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 use super::checks::*;
 use super::{nullable, nullable_object, unheeded};
 use crate::api::error::ApiError;
+use crate::domain::access::AccessChange;
 use crate::domain::container::SettingsPatch;
 use crate::domain::network::NetworkChange;
 use crate::lifecycle::{ContainerPatch, NewContainer, NewCopy};
@@ -264,6 +265,7 @@ impl SettingsFields {
             limits: map(solid("limits", self.limits, nulls)?, limits)?.unwrap_or_default(),
             firewall_policy: map(solid("firewall_policy", self.firewall_policy, nulls)?, policy)?,
             network: NetworkChange::Keep,
+            access: AccessChange::Keep,
             idle_timeout_s: map_inner(self.idle_timeout, idle_timeout)?,
             wake_on_request: solid("wake_on_request", self.wake_on_request, nulls)?,
             template: solid("template", self.template, nulls)?,

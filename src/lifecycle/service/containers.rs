@@ -258,6 +258,7 @@ impl Service {
             firewall_policy: project.firewall_policy.clone().unwrap_or_default(),
             firewall_rules: Default::default(),
             network: None,
+            access: None,
             idle_timeout_s: None,
             wake_on_request: true,
             template: false,
