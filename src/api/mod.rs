@@ -29,6 +29,7 @@ mod logs;
 mod network;
 mod openapi;
 mod page;
+mod permissions;
 mod projects;
 mod receipts;
 mod request;

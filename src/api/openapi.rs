@@ -11,8 +11,8 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 
 use super::extract::Query;
 use super::{
-    aliases, containers, env, events, exec, firewall, health, images, leaks, logs, network, projects, receipts, tokens,
-    verbs,
+    aliases, containers, env, events, exec, firewall, health, images, leaks, logs, network, permissions, projects,
+    receipts, tokens, verbs,
 };
 
 /// The document.
@@ -28,6 +28,8 @@ use super::{
         firewall::list, firewall::add_ingress, firewall::add_egress, firewall::remove_ingress, firewall::remove_egress,
         firewall::switch_ingress, firewall::switch_egress, firewall::reset, firewall::effective,
         network::show, network::replace, network::merge, network::clear, network::start, network::stop,
+        permissions::show, permissions::replace, permissions::clear, permissions::set_default, permissions::put_group,
+        permissions::put_group_of_type, permissions::remove_group,
         logs::logs, logs::status_logs, exec::exec, events::list, events::stream, receipts::show, leaks::list,
         aliases::create, aliases::list, aliases::show, aliases::change, aliases::switch, aliases::remove,
         images::import, images::list, images::remove,

@@ -8,7 +8,7 @@ use axum::routing::{MethodRouter, delete, get, patch, post, put};
 use super::error::ApiError;
 use super::{
     Api, BASE, aliases, auth, containers, env, events, exec, firewall, health, idempotency, images, leaks, logs,
-    network, openapi, projects, receipts, request, tokens, verbs,
+    network, openapi, permissions, projects, receipts, request, tokens, verbs,
 };
 
 /// Routes below [`BASE`]; each is given [`auth::require_token`]. A path that ends in a slash is there without it too.
@@ -51,6 +51,16 @@ fn api_routes(api: &Api) -> Vec<(&'static str, MethodRouter<Api>)> {
         ),
         ("/containers/{id}/network/start", post(network::start)),
         ("/containers/{id}/network/stop", post(network::stop)),
+        (
+            "/containers/{id}/proxy/permissions",
+            get(permissions::show).put(permissions::replace).delete(permissions::clear),
+        ),
+        ("/containers/{id}/proxy/permissions/default", patch(permissions::set_default).put(permissions::set_default)),
+        (
+            "/containers/{id}/proxy/permissions/groups/{name}",
+            put(permissions::put_group).delete(permissions::remove_group),
+        ),
+        ("/containers/{id}/proxy/permissions/groups/{name}/{type}", put(permissions::put_group_of_type)),
         ("/containers/{id}/stats", get(containers::stats)),
         ("/containers/{id}/status-logs", get(logs::status_logs)),
         ("/containers/{id}/logs", get(logs::logs)),

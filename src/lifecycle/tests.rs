@@ -23,6 +23,8 @@ use crate::sys::btrfs::PoolLayout;
 use crate::sys::fake::{FakeHost, Faults, Faulty, Left};
 use crate::sys::folders::Layout;
 
+pub use super::directory::tests::container as record;
+
 /// The most calls a build and start makes; the loops below end at the first count that no call reaches.
 const CALLS_MAX: u32 = 40;
 

@@ -7,6 +7,7 @@ mod follow;
 mod lists;
 mod network;
 mod once;
+mod permissions;
 mod projects;
 mod stream;
 

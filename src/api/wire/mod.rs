@@ -9,6 +9,7 @@ pub mod firewall;
 pub mod image;
 pub mod network;
 pub mod ops;
+pub mod permissions;
 pub mod project;
 pub mod settings;
 pub mod token;

@@ -1,5 +1,6 @@
 //! The one way in for surfaces: checks what a request needs, reserves, hands the work to the container's worker, waits.
 
+mod access;
 mod aliases;
 mod containers;
 mod images;
