@@ -5,9 +5,12 @@
 //! handed in by the caller and read nowhere else.
 
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
+use ipnetwork::IpNetwork;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -26,6 +29,9 @@ pub const FILE_DEFAULT: &str = "/etc/tenantry/tenantry.toml";
 
 /// Questions a second that one tenant may be granted: fewer than the firewall lets through, so that whoever asks too much is told.
 const DNS_QUERIES_PER_S: std::ops::RangeInclusive<u32> = 1..=400;
+
+/// Networks of proxies whose word is taken, at most.
+pub const TRUSTED_PROXIES_MAX: usize = 16;
 
 /// Connections that one tenant may have through its proxy at once.
 const RELAY_CONNECTIONS: std::ops::RangeInclusive<usize> = 1..=8192;
@@ -86,6 +92,10 @@ pub struct Proxy {
     pub scheme: Scheme,
     /// How long a request waits for a container that has to wake, in seconds, 1–60.
     pub wake_timeout_s: u32,
+    /// Networks of proxies before this one, at most 16: whoever comes from there is believed what it says in `X-Forwarded-For`. From the
+    /// environment: with commas.
+    #[serde(deserialize_with = "one_or_many")]
+    pub trusted_proxies: Vec<IpNetwork>,
     /// Requests that do not wake a container: 204 while it sleeps, and as any other while it is awake.
     pub quiet: Quiet,
 }
@@ -175,7 +185,7 @@ pub struct Relay {
 }
 
 /// A list, or in a variable of the environment a text with commas.
-fn one_or_many<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<NameServer>, D::Error> {
+fn one_or_many<'de, D: Deserializer<'de>, T: FromStr<Err: Display>>(from: D) -> Result<Vec<T>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum Raw {
@@ -298,6 +308,7 @@ impl Default for Proxy {
             public_port: None,
             scheme: Scheme::Http,
             wake_timeout_s: 30,
+            trusted_proxies: Vec::new(),
             quiet: Quiet::default(),
         }
     }
@@ -393,6 +404,10 @@ impl Config {
         if !(1..=WAKE_TIMEOUT_S_MAX).contains(&self.proxy.wake_timeout_s) {
             let problem = format!("{} is not between 1 and {WAKE_TIMEOUT_S_MAX} seconds", self.proxy.wake_timeout_s);
             return wrong("proxy.wake_timeout_s", problem);
+        }
+        if self.proxy.trusted_proxies.len() > TRUSTED_PROXIES_MAX {
+            let count = self.proxy.trusted_proxies.len();
+            return wrong("proxy.trusted_proxies", format!("{count} are more than {TRUSTED_PROXIES_MAX}"));
         }
         if self.pool.size < POOL_SIZE_MIN {
             return wrong("pool.size", format!("{} is less than {POOL_SIZE_MIN}", self.pool.size));
@@ -519,6 +534,7 @@ mod tests {
             ("[users]\nuid_base = 4294967295", "users.uid_base"),
             ("[pool]\nsize = '1MiB'", "pool.size"),
             ("[limits]\ncpu = -1.0", "limits.cpu"),
+            ("[proxy]\ntrusted_proxies = ['10.0.0.0/33']", "trusted_proxies"),
             ("[dns]\nqueries_per_second = 0", "dns.queries_per_second"),
             ("[relay]\nconnections = 0", "relay.connections"),
             ("[dns]\nupstreams = ['dns.example']", "dns.example"),

@@ -26,7 +26,7 @@ use crate::domain::Bytes;
 use crate::egress::dns::{Resolver, ResolverConfig};
 use crate::egress::{Dialer, Relay, RelayConfig};
 use crate::lifecycle::{ALARM_LOOK_MS, Drivers, Error, Report, Service};
-use crate::proxy::{Proxy, ProxyConfig};
+use crate::proxy::{Proxy, ProxyConfig, TrustedProxies};
 use crate::store::sled::SledStore;
 use crate::store::{Records, Store, StoreError};
 use crate::sys::btrfs::{BtrfsPool, OpenedPool, Pool, PoolError, PoolOptions, QuotaMode, open_pool};
@@ -199,7 +199,9 @@ impl Daemon {
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), DaemonError> {
         let Self { service, pool, api, proxy: listener, gateway, config, .. } = self;
         let routes = Arc::new(routes::Table::new(service.clone(), &config.proxy));
-        let proxy = Proxy::new(config.host_names()?, routes, ProxyConfig::default());
+        let trusted_proxies = TrustedProxies::new(&config.proxy.trusted_proxies);
+        let bounds = ProxyConfig { trusted_proxies, ..ProxyConfig::default() };
+        let proxy = Proxy::new(config.host_names()?, routes, bounds);
         let beside = TaskTracker::new();
         beside.spawn(proxy.serve(listener, shutdown.clone()));
         beside.spawn(serve_tenants(&config, &service, gateway, shutdown.clone()));

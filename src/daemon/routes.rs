@@ -12,7 +12,7 @@ use crate::domain::alias::Standing;
 use crate::domain::host::Route;
 use crate::domain::{Container, ContainerId, Phase};
 use crate::lifecycle::{Named, NotAwake, Service, Wanted};
-use crate::proxy::{Found, Resolution, Routes, Upstream, Visitor};
+use crate::proxy::{Found, Gate, Resolution, Routes, Upstream, Visitor};
 
 /// Looks at a container that a request may need: it may be awake, be woken, and by then have been put to sleep again.
 const LOOKS_MAX: usize = 4;
@@ -140,6 +140,26 @@ fn refused(container: &Container, error: NotAwake) -> Resolution {
 
 #[async_trait]
 impl Routes for Table {
+    fn gate(&self, route: &Route) -> Option<Gate> {
+        let (container, port) = match route {
+            Route::Alias(alias) => match self.service.named(alias)? {
+                Named::Own(container) => (container, None),
+                Named::Further(alias, container) => {
+                    // One that leads nowhere now is told so, by whoever resolves it.
+                    let port = (alias.standing(Timestamp::now()) == Standing::Good).then_some(alias.port)?;
+                    (container, port)
+                }
+            },
+            Route::Canonical { project, container, port } => {
+                let container = self.service.container(*container).ok()?;
+                (container.project == *project).then_some((container, Some(*port)))?
+            }
+        };
+        container.settings.access.as_ref()?;
+        let port = port.unwrap_or(container.settings.port).get();
+        Some(Gate { container, port })
+    }
+
     async fn resolve(&self, route: &Route, visitor: Visitor<'_>) -> Found {
         match self.find(route, visitor.path) {
             Ok(Place { id, port, path }) => {

@@ -96,6 +96,8 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (route, host) = proxy.admit(&request)?;
+    let peer = proxy.config.trusted_proxies.client(peer, request.headers());
+    let request = proxy.guarded(&route, peer, request).await?;
     let Visit { upstream, path, woken, in_use } = proxy.resolve(&route, visitor(&request)).await?;
     let request = lead_to(request, path)?;
     let origin = Origin { peer, scheme: proxy.names.scheme(), host: &host, request_id: id };
@@ -147,6 +149,14 @@ impl Proxy {
             return Err(Refusal::BadTarget);
         }
         Ok((route, host.clone()))
+    }
+
+    /// The request, if it may go where it asks to.
+    async fn guarded<B>(&self, route: &Route, client: SocketAddr, request: Request<B>) -> Result<Request<B>, Refusal> {
+        let Some(gate) = self.routes.gate(route) else { return Ok(request) };
+        let (mut parts, body) = request.into_parts();
+        self.guard.pass(&gate, client.ip(), &mut parts).await?;
+        Ok(Request::from_parts(parts, body))
     }
 
     async fn resolve(&self, route: &Route, visitor: Visitor<'_>) -> Result<Visit, Refusal> {

@@ -28,6 +28,7 @@
 mod body;
 pub(crate) mod carry;
 mod forward;
+mod guard;
 mod headers;
 mod io;
 mod pool;
@@ -51,6 +52,7 @@ use tokio::sync::Semaphore;
 use crate::domain::ContainerId;
 
 pub use crate::domain::host::{Alias, AliasError, HostError, HostNames, HostNamesError, Route, Scheme};
+pub use guard::{Gate, TrustedProxies};
 pub use stats::Stats;
 
 /// hyper's smallest buffer; a smaller `buffer_bytes_max` is taken for this.
@@ -131,6 +133,12 @@ pub struct Visitor<'a> {
 /// Who knows what runs where: the floor below, or a table in a test.
 #[async_trait]
 pub trait Routes: Send + Sync + 'static {
+    /// Where not everybody may open what is behind this route: who may. Called once for each request, before
+    /// [`Routes::resolve`], which is not called for whom this refuses.
+    fn gate(&self, _route: &Route) -> Option<Gate> {
+        None
+    }
+
     /// What is behind this route. Called once for each request; may wait, within the proxy's `resolve_ms_max`.
     async fn resolve(&self, route: &Route, visitor: Visitor<'_>) -> Found;
 
@@ -179,6 +187,8 @@ pub struct ProxyConfig {
     /// How long an idle connection to a container is kept: below the 5 s after which common servers (Node.js) close
     /// theirs, so that the proxy is the one who closes.
     pub upstream_idle_ms_max: Duration,
+    /// Whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: TrustedProxies,
 }
 
 impl Default for ProxyConfig {
@@ -202,6 +212,7 @@ impl Default for ProxyConfig {
             idle_per_upstream_max: 16,
             idle_upstreams_max: 1_024,
             upstream_idle_ms_max: Duration::from_millis(4_000),
+            trusted_proxies: TrustedProxies::default(),
         }
     }
 }
@@ -215,6 +226,7 @@ pub struct Proxy {
     connections: Arc<Semaphore>,
     tunnels: Arc<Semaphore>,
     counters: stats::Counters,
+    guard: guard::Guard,
 }
 
 impl Proxy {
@@ -234,6 +246,7 @@ impl Proxy {
             connections: Arc::new(Semaphore::new(config.connections_max)),
             tunnels: Arc::new(Semaphore::new(config.tunnels_max)),
             counters: stats::Counters::default(),
+            guard: guard::Guard::new(),
         })
     }
 

@@ -28,6 +28,14 @@ pub(super) enum Refusal {
     Disabled,
     #[error("This address is no longer in use.")]
     Expired,
+    #[error("Whoever opens this has to say who they are.")]
+    Unauthorized { basic: bool, bearer: bool },
+    #[error("This may not be opened from here, or not by you.")]
+    Forbidden,
+    #[error("Too many wrong credentials came from here; wait before the next.")]
+    TooManyTries(Duration),
+    #[error("Too many who say who they are wait here.")]
+    DoorBusy,
     #[error("This service is not running.")]
     NotRunning(String),
     #[error("This service is starting.")]
@@ -69,6 +77,10 @@ const RETRY_SOON: Option<Duration> = Some(Duration::from_secs(1));
 /// When to come back to something that somebody must start.
 const RETRY_LATER: Option<Duration> = Some(Duration::from_secs(5));
 
+/// What is asked of who could be let in (RFC 7617, RFC 6750): tokens in cookies and parameters have no scheme of their own.
+const BASIC_CHALLENGE: &str = "Basic realm=\"access\", charset=\"UTF-8\"";
+const BEARER_CHALLENGE: &str = "Bearer realm=\"access\"";
+
 impl Refusal {
     fn face(&self) -> Face {
         match self {
@@ -79,6 +91,10 @@ impl Refusal {
             Self::UnknownHost => face(StatusCode::NOT_FOUND, "UNKNOWN_HOST", None),
             Self::Disabled => face(StatusCode::NOT_FOUND, "ALIAS_DISABLED", None),
             Self::Expired => face(StatusCode::GONE, "ALIAS_EXPIRED", None),
+            Self::Unauthorized { .. } => face(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", None),
+            Self::Forbidden => face(StatusCode::FORBIDDEN, "FORBIDDEN", None),
+            Self::TooManyTries(rest) => face(StatusCode::TOO_MANY_REQUESTS, "TOO_MANY_TRIES", Some(*rest)),
+            Self::DoorBusy => face(StatusCode::SERVICE_UNAVAILABLE, "DOOR_BUSY", RETRY_SOON),
             Self::NotRunning(_) => face(StatusCode::SERVICE_UNAVAILABLE, "CONTAINER_NOT_RUNNING", RETRY_LATER),
             Self::NotReady(_) => face(StatusCode::SERVICE_UNAVAILABLE, "CONTAINER_NOT_READY", RETRY_SOON),
             Self::Failing(rest) => face(StatusCode::SERVICE_UNAVAILABLE, "CONTAINER_FAILING", Some(*rest)),
@@ -117,8 +133,15 @@ impl Refusal {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert(header::VARY, HeaderValue::from_static("accept"));
-        if let Some(after) = face.retry_after.filter(|_| face.status == StatusCode::SERVICE_UNAVAILABLE) {
+        let later = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS].contains(&face.status);
+        if let Some(after) = face.retry_after.filter(|_| later) {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
+        }
+        if let Self::Unauthorized { basic, bearer } = self {
+            let challenges = [(*basic, BASIC_CHALLENGE), (*bearer, BEARER_CHALLENGE)];
+            for (_, challenge) in challenges.into_iter().filter(|(wanted, _)| *wanted) {
+                headers.append(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+            }
         }
         if face.status == StatusCode::METHOD_NOT_ALLOWED {
             headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));

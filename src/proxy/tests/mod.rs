@@ -1,5 +1,6 @@
 //! The proxy over real loopback sockets: raw bytes in, raw bytes out, and containers played by closures.
 
+mod access;
 mod bounds;
 mod messages;
 mod smuggling;
@@ -41,6 +42,9 @@ async fn until(mut holds: impl FnMut() -> bool) {
 #[derive(Debug, Default)]
 struct Table {
     by_alias: Mutex<HashMap<String, Resolution>>,
+    gate: Mutex<Option<Gate>>,
+    /// How often somebody was let through to ask where to go.
+    resolved: AtomicUsize,
     /// Called between the connect and the check: what a stop in that moment would do.
     outdated: std::sync::atomic::AtomicBool,
 }
@@ -57,7 +61,12 @@ impl Table {
 
 #[async_trait]
 impl Routes for Table {
+    fn gate(&self, _route: &Route) -> Option<Gate> {
+        self.gate.lock().unwrap().clone()
+    }
+
     async fn resolve(&self, route: &Route, _visitor: Visitor<'_>) -> Found {
+        self.resolved.fetch_add(1, Ordering::SeqCst);
         let Route::Alias(alias) = route else { return Resolution::Unknown.into() };
         self.by_alias.lock().unwrap().get(alias.as_str()).cloned().unwrap_or(Resolution::Unknown).into()
     }
