@@ -4,6 +4,7 @@
 //! code. What was asked for goes to standard output, everything else to standard error. The environment is
 //! handed in by `main` and read nowhere else.
 
+mod access;
 mod alias;
 mod client;
 mod configuration;
@@ -110,6 +111,9 @@ enum Command {
     /// Further names of containers
     #[command(subcommand)]
     Alias(alias::Command),
+    /// Who may open a container's URL: by password, token, JSON Web Token or address
+    #[command(subcommand)]
+    Access(access::Command),
     /// How what a container sends leaves this host: directly, through a proxy, or not at all
     #[command(subcommand)]
     Network(network::Command),
@@ -178,6 +182,7 @@ async fn dispatch(cli: Cli, env: &Environment) -> anyhow::Result<ExitCode> {
         Command::Firewall(command) => firewall::run(*command, &connect()?).await,
         Command::Image(command) => image::run(command, &connect()?).await,
         Command::Alias(command) => alias::run(command, &connect()?).await,
+        Command::Access(command) => access::run(command, &connect()?).await,
         Command::Network(command) => network::run(command, &connect()?).await,
         Command::Token(command) => token::run(command, &connect()?).await,
         Command::Receipt(command) => receipt::run(command, &connect()?).await,

@@ -153,6 +153,32 @@ fn exit_codes_tell_refused_from_usage_from_unreachable() {
     });
 }
 
+#[test]
+fn a_url_is_closed_and_opened_again() {
+    play(async |daemon| {
+        run(daemon, "project create shop").well();
+        run(daemon, "container create acme").well();
+        let open = run(daemon, "access show acme").well();
+        assert!(open.contains("allow"), "{open}");
+        let set = ["access", "password", "acme", "staff", "--user", "ada"];
+        let closed = run_with_input(daemon, &set, "correct horse\n").well();
+        assert!(closed.contains("deny") && closed.contains("ada") && !closed.contains("horse"), "{closed}");
+        run_with_input(daemon, &set, "short\n").failed(1, "password");
+        run_with_input(daemon, &["access", "token", "acme", "ci", "--param", "key"], &"x".repeat(16)).well();
+        run(daemon, "access ip acme office 192.0.2.0/24").well();
+        run(daemon, "access ip acme office everywhere").failed(1, "range");
+        run(daemon, "access default acme maybe").failed(2, "maybe");
+        let shown = run(daemon, "access remove acme ci --json").json();
+        let names: Vec<_> = shown["groups"].as_object().unwrap().keys().collect();
+        assert_eq!(names, ["office", "staff"]);
+        let document =
+            r#"{"default":"deny","groups":{"a":{"type":"ip","range":"::1"}},"permissions":{"a":{"http":8080}}}"#;
+        let set = run_with_input(daemon, &["access", "set", "acme", "--json"], document).json();
+        assert_eq!(set["permissions"]["a"]["http"], "8080");
+        assert!(run(daemon, "access clear acme").well().contains("allow"));
+    });
+}
+
 /// A root filesystem with a busybox and a script, as a tar.
 fn rootfs_tar(to: &Path) {
     let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists()).unwrap();
