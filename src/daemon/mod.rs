@@ -245,7 +245,7 @@ fn serve_tenants(
     let relayed = RelayConfig { connections_of_one_max: config.relay.connections };
     let tenants = Arc::new(tenants::Table::new(service.clone()));
     let dialer = Dialer::new(config.net.subnet, config.relay.allow_local_proxies);
-    let resolver = Resolver::new(bounds, dialer.clone(), tenants.clone());
+    let resolver = Resolver::new(bounds, dialer.clone(), tenants.clone(), tenants.clone());
     let relay = Relay::new(&relayed, dialer, tenants);
     let changes = service.ways_out();
     async move {

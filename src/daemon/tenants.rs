@@ -1,9 +1,13 @@
-//! Whose an address is, for what serves tenants on their gateway.
+//! Whose an address is, and what it may reach, for what serves tenants on their gateway.
 
 use std::net::Ipv4Addr;
 
-use crate::egress::{Tenant, Tenants};
+use async_trait::async_trait;
+
+use crate::domain::firewall::Told;
+use crate::egress::{Gate, Tenant, Tenants};
 use crate::lifecycle::Service;
+use crate::sys::nft::FirewallError;
 
 /// The records, as the resolver sees them.
 #[derive(Debug)]
@@ -22,6 +26,13 @@ impl Tenants for Table {
     fn at(&self, address: Ipv4Addr) -> Option<Tenant> {
         let container = self.service.by_address(address)?;
         let network = container.settings.network.clone().filter(|network| network.enabled);
-        Some(Tenant { container: container.id, network })
+        Some(Tenant { container: container.id, address, network })
+    }
+}
+
+#[async_trait]
+impl Gate for Table {
+    async fn open(&self, tenant: Ipv4Addr, told: Told) -> Result<(), FirewallError> {
+        self.service.tell_firewall(tenant, told).await
     }
 }

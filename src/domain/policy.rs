@@ -13,7 +13,8 @@
 //!                               # pairs of a network and a port between them
 //! action = "reject"             # allow | reject (an error at once) | drop (silence)
 //! protocol = "tcp"              # tcp | udp | icmp4; absent: any
-//! peers = ["10.0.0.0/8"]        # the other side's networks; absent: any
+//! peers = ["10.0.0.0/8"]        # the other side's networks; absent: any. To allow what is sent, names of hosts too:
+//!                               # "api.example.com", "*.example.com"; at most 32 of them
 //! ports = ["25", "8000-8100"]   # destination ports, only with tcp or udp; absent: any
 //! source_ports = ["1024-65535"] # source ports, only with tcp or udp; absent: any
 //! icmp_type = 8                 # only with icmp4; absent: any; `icmp_code` only beside it
@@ -29,13 +30,16 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::firewall::{Direction, Side};
+use super::firewall::{Direction, HostPattern, Side};
 
 /// Rules of one direction, at most.
 pub const RULES_MAX: usize = 500;
 
 /// Pairs of a network and a range of ports in one direction, at most: what the firewall has to look at one by one.
 pub const PAIRS_MAX: usize = 1000;
+
+/// Hosts that a policy's egress rules name, and that a container's own do, at most.
+pub const HOSTS_MAX: usize = 32;
 
 /// Length of a policy's name, at most, in bytes.
 pub const NAME_BYTES_MAX: usize = 64;
@@ -91,6 +95,15 @@ pub enum PolicyError {
         /// How many they have.
         count: usize,
     },
+    /// Too many names of hosts.
+    #[error("the rules of egress name {count} hosts, more than {HOSTS_MAX}")]
+    TooManyHosts {
+        /// How many.
+        count: usize,
+    },
+    /// A name on the side where it says nothing.
+    #[error("ingress rules name no hosts: where `{0}` leads to says nothing about who comes")]
+    HostOfIngress(HostPattern),
     /// One of the operator's files is at fault.
     #[error("firewall policy `{policy}` cannot be used")]
     File {
@@ -106,7 +119,7 @@ impl Policy {
     /// Whether it is within its bounds.
     ///
     /// # Errors
-    /// A direction with too many rules, or too many networks and ports.
+    /// A direction with too many rules, or too many networks and ports; too many hosts, or hosts of ingress rules.
     pub fn check(&self) -> Result<(), PolicyError> {
         for (direction, side) in [(Side::Ingress, &self.ingress), (Side::Egress, &self.egress)] {
             if side.rules.len() > RULES_MAX {
@@ -116,7 +129,12 @@ impl Policy {
                 return Err(PolicyError::TooManyPairs { direction, count: side.combinations() });
             }
         }
-        Ok(())
+        let count = self.egress.hosts().len();
+        match self.ingress.hosts().into_iter().next() {
+            Some(host) => Err(PolicyError::HostOfIngress(host)),
+            None if count > HOSTS_MAX => Err(PolicyError::TooManyHosts { count }),
+            None => Ok(()),
+        }
     }
 
     /// Reads and checks a policy file.
@@ -309,6 +327,19 @@ mod tests {
         let (ports, peers) = (ports.join(","), peers.join(","));
         let wide = format!("[[egress.rules]]\naction=\"drop\"\nprotocol=\"tcp\"\nports=[{ports}]\npeers=[{peers}]\n");
         assert!(refusal(&wide).contains("egress have 1010 pairs"));
+    }
+
+    #[test]
+    fn hosts_are_named_in_egress_rules_that_allow_and_are_few() {
+        let hosts = |count| (0..count).map(|n| format!("\"h{n}.example\"")).collect::<Vec<_>>().join(",");
+        let allow = |count| format!("[[egress.rules]]\naction = \"allow\"\npeers = [{}]\n", hosts(count));
+        assert!(refusal(&allow(HOSTS_MAX + 1)).contains("egress name 33 hosts"));
+        assert!(
+            refusal(&allow(2).replace("egress", "ingress")).contains("ingress rules name no hosts: where `h0.example`")
+        );
+        assert!(refusal(&allow(1).replace("allow", "drop")).contains("can only be allowed"));
+        let text = format!("[ingress]\ndefault = \"drop\"\n[egress]\ndefault = \"drop\"\n{}", allow(HOSTS_MAX));
+        assert!(Policy::from_toml(&name("mine"), &text).is_ok());
     }
 
     #[test]

@@ -27,8 +27,12 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use async_trait::async_trait;
+
 use crate::domain::ContainerId;
+use crate::domain::firewall::Told;
 use crate::domain::network::Network;
+use crate::sys::nft::FirewallError;
 use places::Place;
 
 pub use dial::Dialer;
@@ -42,6 +46,8 @@ const PAUSE_MS: u64 = 50;
 pub struct Tenant {
     /// The container.
     pub container: ContainerId,
+    /// Its address.
+    pub address: Ipv4Addr,
     /// Its network settings, where they are in force.
     pub network: Option<Network>,
 }
@@ -50,6 +56,13 @@ pub struct Tenant {
 pub trait Tenants: Debug + Send + Sync + 'static {
     /// The container that runs, or begins to, with this address; `None` where none does. Called for every packet: must not wait.
     fn at(&self, address: Ipv4Addr) -> Option<Tenant>;
+}
+
+/// Who opens the firewall to what a tenant is told: the floor below, or nobody in a test.
+#[async_trait]
+pub trait Gate: Debug + Send + Sync + 'static {
+    /// Where the rules of the tenant at this address name the host, its addresses are open to it when this returns.
+    async fn open(&self, tenant: Ipv4Addr, told: Told) -> Result<(), FirewallError>;
 }
 
 fn address_of(from: SocketAddr) -> Option<Ipv4Addr> {

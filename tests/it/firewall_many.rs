@@ -136,7 +136,7 @@ fn settle(machine: &Machine, random: &mut StdRng) -> Vec<Tenant> {
 /// Whether the rules let a datagram through.
 fn allowed(rules: &Ruleset, side: Side, peer: Ipv4Addr, source: u16, destination: u16) -> bool {
     let packet = Packet { side, peer, payload: Payload::Udp { source, destination } };
-    Base { subnet: subnet() }.verdict(rules, &packet) == Action::Allow
+    Base { subnet: subnet() }.verdict(rules, &packet, &|_, _| false) == Action::Allow
 }
 
 #[test]
@@ -200,7 +200,7 @@ fn connect(machine: &Machine, tenants: &[Tenant], random: &mut StdRng) {
         let verdicts: BTreeSet<&str> = [1, 50_000]
             .map(|source| {
                 let payload = Payload::Tcp { source, destination: port };
-                base.verdict(&tenant.rules, &Packet { side: Side::Egress, peer, payload }).as_str()
+                base.verdict(&tenant.rules, &Packet { side: Side::Egress, peer, payload }, &|_, _| false).as_str()
             })
             .into();
         // Which source port the kernel takes is not known before.

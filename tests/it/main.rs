@@ -14,6 +14,7 @@ mod firewall;
 mod firewall_api;
 mod firewall_many;
 mod floors;
+mod hosts;
 mod images;
 mod limits;
 mod main_job;

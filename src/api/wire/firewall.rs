@@ -34,7 +34,8 @@ pub struct RuleBody {
     #[serde(default, deserialize_with = "list")]
     #[schema(value_type = Option<String>)]
     source: Option<Vec<String>>,
-    /// Of an egress rule: IPv4 addresses and networks, with commas or as an array; left out: any.
+    /// Of an egress rule: IPv4 addresses and networks, with commas or as an array; left out: any. Where the rule allows, also hosts by
+    /// their names (`api.example.com`, `*.example.com`): the public addresses that the container's resolver gave for them, while they hold.
     #[serde(default, deserialize_with = "list")]
     #[schema(value_type = Option<String>)]
     destination: Option<Vec<String>>,
@@ -184,6 +185,9 @@ impl RuleBody {
                 RuleError::SourcePorts => ("source_port", "needs `protocol` to be tcp or udp"),
                 RuleError::IcmpType => ("icmp_type", "needs `protocol` to be icmp4"),
                 RuleError::IcmpCode => ("icmp_code", "needs `icmp_type`"),
+                RuleError::HostNotAllowed => {
+                    ("action", "a host's name can only be allowed: whoever knows its address passes a refusal by")
+                }
             };
             ApiError::invalid(field, wanted)
         })?;
@@ -208,10 +212,15 @@ impl RuleBody {
             let problem = format!("{side} rules have no such field: `{field}` is the other side");
             return Err(ApiError::invalid(other_field, problem));
         }
+        let peers = items::<Peer, Peers>(field, peers)?;
+        if let (Side::Ingress, Some(host)) = (side, peers.iter().flat_map(Peers::hosts).next()) {
+            let problem = format!("ingress rules name no hosts: where `{host}` leads to says nothing about who comes");
+            return Err(ApiError::invalid(field, problem));
+        }
         Ok(Selector {
             action: self.action,
             protocol: self.protocol,
-            peers: items::<Peer, Peers>(field, peers)?,
+            peers,
             ports: items::<PortRange, Ports>("destination_port", self.destination_port)?,
             source_ports: items::<PortRange, Ports>("source_port", self.source_port)?,
             icmp_type: self.icmp_type,
@@ -248,7 +257,7 @@ pub struct RuleView {
     pub description: Option<String>,
     /// Of an ingress rule: networks, with commas; null: any.
     pub source: Option<String>,
-    /// Of an egress rule: networks, with commas; null: any.
+    /// Of an egress rule: networks and hosts, with commas; null: any.
     pub destination: Option<String>,
     /// Ports, with commas; null: any.
     pub destination_port: Option<String>,
@@ -483,6 +492,8 @@ mod tests {
             assert_eq!(shown[field], value);
         }
         assert!(shown["source"].is_null());
+        let host = view(Side::Egress, r#"{"action":"allow","destination":["API.Example.com.","192.0.2.1"]}"#);
+        assert_eq!(host["destination"], "192.0.2.1,api.example.com");
         let array = r#"{"action":"drop","protocol":"udp","source":["192.0.2.0/24"],"destination_port":53}"#;
         let shown = view(Side::Ingress, array);
         assert_eq!((&shown["source"], &shown["destination_port"]), (&"192.0.2.0/24".into(), &"53".into()));
@@ -502,6 +513,7 @@ mod tests {
             (r#"{"action":"drop","source":"192.0.2.300"}"#, "source"),
             (r#"{"action":"drop","source":"10.1.2.3/8"}"#, "source"),
             (r#"{"action":"drop","source":"fd00::/8"}"#, "source"),
+            (r#"{"action":"allow","source":"shop.example"}"#, "source"),
             (r#"{"action":"drop","source":["10.0.0.0/8",7]}"#, "source[1]"),
             (r#"{"action":"drop","destination_port":"443"}"#, "destination_port"),
             (r#"{"action":"drop","protocol":"tcp","destination_port":"0"}"#, "destination_port"),
@@ -518,10 +530,14 @@ mod tests {
             let error = rule(Side::Ingress, json).unwrap_err();
             assert_eq!((error.field(), error.status().as_u16()), (Some(field), 400), "{json}: {}", error.message());
         }
-        assert_eq!(
-            rule(Side::Egress, r#"{"action":"drop","source":"192.0.2.1"}"#).unwrap_err().field(),
-            Some("source")
-        );
+        for (json, field) in [
+            (r#"{"action":"drop","source":"192.0.2.1"}"#, "source"),
+            (r#"{"action":"drop","destination":"192.0.2.1,ads.example"}"#, "action"),
+            (r#"{"action":"allow","destination":"*.com"}"#, "destination"),
+            (r#"{"action":"allow","destination":"10.0.0.300"}"#, "destination"),
+        ] {
+            assert_eq!(rule(Side::Egress, json).unwrap_err().field(), Some(field), "{json}");
+        }
     }
 
     #[test]

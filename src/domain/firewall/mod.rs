@@ -9,14 +9,18 @@
 //! Values are kept in one form each (ports sorted and merged, networks without those inside others), so that rules that read
 //! the same are equal, and are the same rules in the kernel.
 
+mod given;
+mod host;
 mod own;
 mod peer;
 mod port;
 mod rule;
 mod ruleset;
 
+pub use given::{Given, Step, Told};
+pub use host::{HostPattern, HostPatternError};
 pub use own::{Added, OWN_RULES_MAX, OwnRule, OwnRules, OwnRulesError, Removal, Selector, State};
-pub use peer::{Peer, PeerError, Peers};
+pub use peer::{Peer, PeerError, Peers, WasGiven};
 pub use port::{PortRange, PortRangeError, Ports};
 pub use rule::{
     Action, DESCRIPTION_BYTES_MAX, Description, DescriptionError, Ends, Icmp, Protocol, RawRule, Rule, RuleError,

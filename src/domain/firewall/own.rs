@@ -1,12 +1,15 @@
 //! A container's own rules: kept in its record, evaluated before its policy's.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
+use super::host::HostPattern;
 use super::peer::Peers;
 use super::port::Ports;
 use super::rule::{Action, Description, Protocol, Rule};
 use super::ruleset::Side;
-use crate::domain::policy::PAIRS_MAX;
+use crate::domain::policy::{HOSTS_MAX, PAIRS_MAX};
 
 /// Own rules of one container, in both directions together, at most.
 pub const OWN_RULES_MAX: usize = 500;
@@ -58,7 +61,7 @@ pub struct OwnRules {
 }
 
 /// Rules beyond a bound.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OwnRulesError {
     /// One rule too many.
     #[error("the container has {OWN_RULES_MAX} firewall rules, as many as it may have")]
@@ -71,6 +74,15 @@ pub enum OwnRulesError {
         /// How many.
         count: usize,
     },
+    /// Too many names of hosts.
+    #[error("the container's egress rules would name {count} hosts, more than {HOSTS_MAX}")]
+    TooManyHosts {
+        /// How many.
+        count: usize,
+    },
+    /// A name on the side where it says nothing.
+    #[error("ingress rules name no hosts: where `{0}` leads to says nothing about who comes")]
+    HostOfIngress(HostPattern),
 }
 
 /// What became of a rule that was to be added.
@@ -180,6 +192,12 @@ impl OwnRules {
         if count > PAIRS_MAX {
             return Err(OwnRulesError::TooManyPairs { side, count });
         }
+        let hosts: BTreeSet<_> = self.side(side).iter().chain([&new]).flat_map(|own| own.rule.peers.hosts()).collect();
+        match hosts.first() {
+            Some(host) if side == Side::Ingress => return Err(OwnRulesError::HostOfIngress((*host).clone())),
+            _ if hosts.len() > HOSTS_MAX => return Err(OwnRulesError::TooManyHosts { count: hosts.len() }),
+            _ => {}
+        }
         self.side_mut(side).push(new);
         Ok(Added::New)
     }
@@ -255,6 +273,18 @@ mod tests {
             rules.add(Side::Egress, wide(3)),
             Err(OwnRulesError::TooManyPairs { side: Side::Egress, count: 1200 })
         );
+    }
+
+    #[test]
+    fn names_of_hosts_are_few_and_of_egress_rules() {
+        let host = |n: usize| own(&format!("action = 'allow'\npeers = ['h{n}.example']"));
+        let mut rules = with(&(0..HOSTS_MAX).map(host).collect::<Vec<_>>());
+        let wanted = OwnRulesError::TooManyHosts { count: HOSTS_MAX + 1 };
+        assert_eq!(rules.add(Side::Egress, host(HOSTS_MAX)), Err(wanted));
+        let again = own("action = 'allow'\nprotocol = 'tcp'\npeers = ['h1.example']");
+        assert_eq!(rules.add(Side::Egress, again), Ok(Added::New), "one name, twice");
+        let ingress = rules.add(Side::Ingress, host(1)).unwrap_err();
+        assert_eq!(ingress, OwnRulesError::HostOfIngress("h1.example".parse().unwrap()));
     }
 
     #[test]

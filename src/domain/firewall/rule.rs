@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::peer::Peers;
+use super::peer::{Peers, WasGiven};
 use super::port::Ports;
 use super::ruleset::{Packet, Payload};
 
@@ -188,6 +188,9 @@ pub enum RuleError {
     /// A code without the type that it is a code of.
     #[error("`icmp_code` needs `icmp_type`")]
     IcmpCode,
+    /// Something else than an allowance for a name. A refusal would only hold for who asks for the name, and as long as its answer does.
+    #[error("a host's name can only be allowed: whoever knows its address passes a refusal by")]
+    HostNotAllowed,
 }
 
 /// A rule as it is written: each part by itself, whether or not they go together.
@@ -226,6 +229,7 @@ impl TryFrom<RawRule> for Rule {
             () if !has_ports && !source_ports.is_any() => return Err(RuleError::SourcePorts),
             () if protocol != Some(Protocol::Icmp4) && icmp_type.is_some() => return Err(RuleError::IcmpType),
             () if icmp_type.is_none() && icmp_code.is_some() => return Err(RuleError::IcmpCode),
+            () if action != Action::Allow && peers.hosts().next().is_some() => return Err(RuleError::HostNotAllowed),
             () => {}
         }
         let ends = Ends { source: source_ports, destination: ports };
@@ -262,8 +266,8 @@ impl From<Rule> for RawRule {
 
 impl Rule {
     /// Whether it speaks of a packet.
-    pub fn matches(&self, packet: &Packet) -> bool {
-        self.traffic.matches(packet.payload) && self.peers.contains(packet.peer)
+    pub fn matches(&self, packet: &Packet, was_given: WasGiven<'_>) -> bool {
+        self.traffic.matches(packet.payload) && self.peers.contains(packet.peer, was_given)
     }
 
     /// Whether it does the same to the same packets as another one.
@@ -297,6 +301,8 @@ mod tests {
             ("action = 'drop'\nprotocol = 'tcp'\nicmp_type = 8", "`icmp_type` needs `protocol` to be icmp4"),
             ("action = 'drop'\nprotocol = 'icmp4'\nicmp_code = 0", "`icmp_code` needs `icmp_type`"),
             ("action = 'drop'\ndescription = \"a\\nb\"", "no control characters"),
+            ("action = 'drop'\npeers = ['ads.example']", "a host's name can only be allowed"),
+            ("action = 'reject'\npeers = ['192.0.2.1', '*.ads.example']", "a host's name can only be allowed"),
             ("action = 'deny'", "deny"),
             ("action = 'drop'\nport = ['25']", "port"),
         ] {

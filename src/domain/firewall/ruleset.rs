@@ -1,11 +1,14 @@
 //! All rules of one container, in the order in which they decide, and what they decide.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
+use super::host::HostPattern;
 use super::own::OwnRules;
+use super::peer::WasGiven;
 use super::rule::{Action, Rule};
 use crate::domain::Subnet;
 use crate::domain::network::WayOut;
@@ -88,8 +91,14 @@ impl Direction {
         self.rules.iter().map(Rule::combinations).fold(0, usize::saturating_add)
     }
 
-    fn verdict(&self, packet: &Packet) -> Action {
-        self.rules.iter().find(|rule| rule.matches(packet)).map_or(self.default, |rule| rule.action)
+    /// The hosts that its rules name, in order, each once.
+    pub fn hosts(&self) -> Vec<HostPattern> {
+        let hosts: BTreeSet<_> = self.rules.iter().flat_map(|rule| rule.peers.hosts()).collect();
+        hosts.into_iter().cloned().collect()
+    }
+
+    fn verdict(&self, packet: &Packet, was_given: WasGiven<'_>) -> Action {
+        self.rules.iter().find(|rule| rule.matches(packet, was_given)).map_or(self.default, |rule| rule.action)
     }
 }
 
@@ -99,6 +108,7 @@ impl Direction {
 pub struct Ruleset {
     ingress: Direction,
     egress: Direction,
+    hosts: Vec<HostPattern>,
     way_out: WayOut,
 }
 
@@ -113,8 +123,9 @@ impl Ruleset {
             let mine = own.enabled(side);
             Direction { default: theirs.default, rules: mine.chain(&theirs.rules).cloned().collect() }
         };
-        let ingress = join(Side::Ingress, &policy.ingress);
-        Ok(Self { ingress, egress: join(Side::Egress, &policy.egress), way_out: WayOut::Direct })
+        let (ingress, egress) = (join(Side::Ingress, &policy.ingress), join(Side::Egress, &policy.egress));
+        let hosts = egress.hosts();
+        Ok(Self { ingress, egress, hosts, way_out: WayOut::Direct })
     }
 
     /// The same rules, with what they let out led this way.
@@ -135,9 +146,14 @@ impl Ruleset {
         }
     }
 
+    /// The hosts that the egress rules name, in order, each once; twice [`HOSTS_MAX`](crate::domain::policy::HOSTS_MAX) at most.
+    pub fn hosts(&self) -> &[HostPattern] {
+        &self.hosts
+    }
+
     /// What becomes of the flow that a packet opens, as far as these rules have a say: see [`Base`] for what is above them.
-    pub fn verdict(&self, packet: &Packet) -> Action {
-        self.side(packet.side).verdict(packet)
+    pub fn verdict(&self, packet: &Packet, was_given: WasGiven<'_>) -> Action {
+        self.side(packet.side).verdict(packet, was_given)
     }
 
     /// Combinations of a peer and ports in both directions.
@@ -162,8 +178,8 @@ impl Base {
     }
 
     /// What becomes of the flow that a packet opens.
-    pub fn verdict(self, rules: &Ruleset, packet: &Packet) -> Action {
-        if self.closes(packet) { Action::Drop } else { rules.verdict(packet) }
+    pub fn verdict(self, rules: &Ruleset, packet: &Packet, was_given: WasGiven<'_>) -> Action {
+        if self.closes(packet) { Action::Drop } else { rules.verdict(packet, was_given) }
     }
 }
 
@@ -173,6 +189,7 @@ mod tests {
     use crate::domain::firewall::{OwnRule, State};
 
     const SOMEBODY: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+    const NOBODY: WasGiven<'_> = &|_, _| false;
 
     fn policy(text: &str) -> Policy {
         toml::from_str(text).unwrap()
@@ -201,13 +218,13 @@ mod tests {
             "ingress.default = 'drop'\negress.default = 'allow'\n[[egress.rules]]\naction = 'drop'\nprotocol = 'tcp'\nports = ['25']\n",
         );
         let plain = Ruleset::new(&policy, &OwnRules::default()).unwrap();
-        assert_eq!(plain.verdict(&to(SOMEBODY, tcp(25))), Action::Drop);
-        assert_eq!(plain.verdict(&to(SOMEBODY, tcp(26))), Action::Allow);
+        assert_eq!(plain.verdict(&to(SOMEBODY, tcp(25)), NOBODY), Action::Drop);
+        assert_eq!(plain.verdict(&to(SOMEBODY, tcp(26)), NOBODY), Action::Allow);
         let allow = "action = 'allow'\nprotocol = 'tcp'\npeers = ['198.51.100.0/24']\nports = ['25']";
         let rules = own(Side::Egress, &[(allow, State::Enabled), ("action = 'reject'", State::Enabled)]);
         let both = Ruleset::new(&policy, &rules).unwrap();
-        assert_eq!(both.verdict(&to(SOMEBODY, tcp(25))), Action::Allow);
-        assert_eq!(both.verdict(&to(Ipv4Addr::new(198, 51, 101, 1), tcp(25))), Action::Reject);
+        assert_eq!(both.verdict(&to(SOMEBODY, tcp(25)), NOBODY), Action::Allow);
+        assert_eq!(both.verdict(&to(Ipv4Addr::new(198, 51, 101, 1), tcp(25)), NOBODY), Action::Reject);
         let off = own(Side::Egress, &[(allow, State::Disabled)]);
         assert_eq!(Ruleset::new(&policy, &off).unwrap(), plain);
     }
@@ -218,7 +235,7 @@ mod tests {
             let closed = "ingress.default = 'drop'\negress.default = 'drop'\n";
             Ruleset::new(&policy(closed), &own(Side::Egress, &[(text, State::Enabled)])).unwrap()
         };
-        let allows = |text: &str, payload| rules(text).verdict(&to(SOMEBODY, payload)) == Action::Allow;
+        let allows = |text: &str, payload| rules(text).verdict(&to(SOMEBODY, payload), NOBODY) == Action::Allow;
         let udp = Payload::Udp { source: 53, destination: 443 };
         assert!(allows("action = 'allow'", Payload::Other(47)));
         assert!(allows("action = 'allow'\nprotocol = 'udp'\nports = ['443']\nsource_ports = ['53']", udp));
@@ -232,16 +249,33 @@ mod tests {
     }
 
     #[test]
+    fn a_name_takes_its_place_among_the_rules() {
+        let policy = policy("ingress.default = 'drop'\negress.default = 'drop'\n");
+        let first = ("action = 'drop'\nprotocol = 'tcp'\nports = ['25']", State::Enabled);
+        let second = ("action = 'allow'\npeers = ['*.shop.example', '192.0.2.0/24']", State::Enabled);
+        let rules = Ruleset::new(&policy, &own(Side::Egress, &[first, second])).unwrap();
+        assert_eq!(rules.hosts(), ["*.shop.example".parse().unwrap()]);
+        let given: WasGiven<'_> = &|host, address| host.fits("a.shop.example") && address == SOMEBODY;
+        assert_eq!(rules.verdict(&to(SOMEBODY, tcp(443)), given), Action::Allow);
+        assert_eq!(rules.verdict(&to(SOMEBODY, tcp(443)), NOBODY), Action::Drop);
+        assert_eq!(rules.verdict(&to(SOMEBODY, tcp(25)), given), Action::Drop, "the first match decides");
+        assert_eq!(rules.verdict(&to([192, 0, 2, 9].into(), tcp(443)), NOBODY), Action::Allow);
+    }
+
+    #[test]
     fn no_rule_opens_what_the_base_closes() {
         let open = policy("ingress.default = 'allow'\negress.default = 'allow'\n");
         let rules = Ruleset::new(&open, &OwnRules::default()).unwrap();
         let base = Base { subnet: "10.201.0.0/16".parse().unwrap() };
         for peer in [[10, 201, 0, 9], [169, 254, 169, 254], [169, 254, 1, 1]] {
             let packet = to(peer.into(), tcp(80));
-            assert_eq!((rules.verdict(&packet), base.verdict(&rules, &packet)), (Action::Allow, Action::Drop));
+            assert_eq!(
+                (rules.verdict(&packet, NOBODY), base.verdict(&rules, &packet, NOBODY)),
+                (Action::Allow, Action::Drop)
+            );
         }
-        assert_eq!(base.verdict(&rules, &to(SOMEBODY, tcp(80))), Action::Allow);
+        assert_eq!(base.verdict(&rules, &to(SOMEBODY, tcp(80)), NOBODY), Action::Allow);
         let neighbour = Packet { side: Side::Ingress, peer: [10, 201, 0, 9].into(), payload: tcp(80) };
-        assert_eq!(base.verdict(&rules, &neighbour), Action::Drop);
+        assert_eq!(base.verdict(&rules, &neighbour, NOBODY), Action::Drop);
     }
 }

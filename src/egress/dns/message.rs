@@ -6,11 +6,13 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
-use hickory_proto::rr::rdata::{A, AAAA};
+use hickory_proto::rr::rdata::{A, AAAA, CNAME};
 use hickory_proto::rr::{DNSClass, RData, Record, RecordType};
 use ipnetwork::Ipv4Network;
 
 use crate::domain::Subnet;
+use crate::domain::firewall::Told;
+use crate::sys::gateway::is_public;
 
 /// The longest question that is read, in bytes. A name has at most 255, and this leaves room for EDNS options.
 pub(super) const QUESTION_BYTES_MAX: usize = 1_232;
@@ -21,6 +23,9 @@ const UDP_BYTES_MIN: u16 = 512;
 pub(super) const UDP_BYTES_MAX: u16 = 1_232;
 /// The longest answer over TCP (RFC 1035, 4.2.2), in bytes.
 pub(super) const TCP_BYTES_MAX: usize = 65_535;
+
+/// Names that lead from the one that was asked for to its addresses, at most.
+const ALIASES_MAX: usize = 16;
 
 /// Length of a header, in bytes (RFC 1035, 4.1.1).
 const HEADER_BYTES: usize = 12;
@@ -149,6 +154,35 @@ impl Question {
         reply.authorities = answer.authorities;
         reply.additionals = answer.additionals.into_iter().filter(open).collect();
         reply
+    }
+
+    /// What an answer, as it is passed on, tells about the host that was asked for: its addresses, be it under other names (CNAME). `None`
+    /// where none of them is public, or where the name is none that a rule could have.
+    pub(super) fn told(&self, reply: &Message) -> Option<Told> {
+        let (mut name, mut ttl_s) = (&self.query.name, u32::MAX);
+        for _ in 0..ALIASES_MAX {
+            let alias =
+                reply.answers.iter().filter(|record| record.name == *name).find_map(|record| match &record.data {
+                    RData::CNAME(CNAME(target)) => Some((target, record.ttl)),
+                    _ => None,
+                });
+            let Some((target, ttl)) = alias else { break };
+            (name, ttl_s) = (target, ttl_s.min(ttl));
+        }
+        let mut addresses = Vec::new();
+        for record in reply.answers.iter().filter(|record| record.name == *name) {
+            if let RData::A(A(address)) = &record.data
+                && is_public((*address).into())
+            {
+                addresses.push(*address);
+                ttl_s = ttl_s.min(record.ttl);
+            }
+        }
+        let asked = self.query.name.to_ascii().to_ascii_lowercase();
+        let asked = asked.strip_suffix('.').unwrap_or(&asked);
+        // A dot within a label would look like one between two.
+        let is_plain = !asked.contains('\\');
+        (is_plain && !addresses.is_empty()).then(|| Told { name: asked.to_owned(), addresses, ttl_s })
     }
 
     /// The answer to a question that nobody outside is to be asked: names of the tenant itself (RFC 6761, 6.3), and who is behind an

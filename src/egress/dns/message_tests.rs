@@ -1,5 +1,5 @@
 use hickory_proto::rr::Name;
-use hickory_proto::rr::rdata::TXT;
+use hickory_proto::rr::rdata::{CNAME, TXT};
 use proptest::prelude::*;
 
 use super::*;
@@ -104,6 +104,46 @@ fn addresses_of_tenants_and_of_metadata_services_are_left_out_and_private_ones_a
     let left: Vec<_> = reply.answers.iter().filter_map(address_in).map(|address| address.to_string()).collect();
     assert_eq!(left, ["198.51.100.1", "10.99.0.1", "2001:db8::1"]);
     assert_eq!((reply.metadata.id, reply.metadata.recursion_available), (7, true));
+}
+
+#[test]
+fn what_is_told_of_a_host_are_its_public_addresses_behind_its_own_aliases() {
+    let question = question(&asking("Shop.Example.com.", RecordType::A));
+    let alias = |from: &str, to: &str, ttl_s| {
+        Record::from_rdata(Name::from_ascii(from).unwrap(), ttl_s, RData::CNAME(CNAME(Name::from_ascii(to).unwrap())))
+    };
+    let told = |records: Vec<Record>| {
+        let mut answer = Message::response(99, OpCode::Query);
+        answer.add_answers(records);
+        question.told(&question.pass_on(answer, subnet()))
+    };
+    let found = told(vec![
+        address("edge.test.", "198.51.100.2"),
+        address("elsewhere.test.", "198.51.100.3"),
+        alias("a.test.", "edge.test.", 30),
+        alias("SHOP.example.com.", "a.test.", 300),
+        address("edge.test.", "10.99.0.1"),
+        address("edge.test.", "198.51.100.4"),
+    ]);
+    let addresses = ["198.51.100.2", "198.51.100.4"].map(|text| text.parse().unwrap()).into();
+    assert_eq!(found, Some(Told { name: "shop.example.com".into(), addresses, ttl_s: 30 }));
+    for closed in ["10.0.0.1", "127.0.0.1", "169.254.169.254", "10.201.0.9", "100.64.0.1", "0.0.0.0", "2001:db8::1"] {
+        assert_eq!(told(vec![address("shop.example.com.", closed)]), None, "{closed}");
+    }
+    assert_eq!(told(vec![address("other.example.com.", "198.51.100.1")]), None);
+    // Aliases in a circle end.
+    assert_eq!(told(vec![alias("shop.example.com.", "a.test.", 9), alias("a.test.", "shop.example.com.", 9)]), None);
+}
+
+#[test]
+fn a_dot_within_a_label_is_no_dot_between_two() {
+    let name = Name::from_labels(["x.example".as_bytes(), b"com"]).unwrap();
+    let mut asked = asking("example.com.", RecordType::A);
+    asked.queries[0] = Query::query(name.clone(), RecordType::A);
+    let question = question(&asked);
+    let mut answer = Message::response(99, OpCode::Query);
+    answer.add_answer(Record::from_rdata(name, 60, RData::A(A::new(198, 51, 100, 1))));
+    assert_eq!(question.told(&question.pass_on(answer, subnet())), None);
 }
 
 #[test]

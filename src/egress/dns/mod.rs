@@ -13,6 +13,8 @@
 //! are asked by TCP through it, so that a question leaves no other trace than a connection would; a name server that only this
 //! host reaches is not asked then, and where none is left there is no answer. There are no names of containers.
 //!
+//! Where a tenant's rules name a host, the firewall opens its addresses before the tenant has the answer ([`Gate`]).
+//!
 //! Bounds: a tenant that asks too often or too much at once is told REFUSED, and the firewall drops what comes faster than anybody
 //! could answer, so that its questions push nobody else's out of the socket.
 
@@ -22,13 +24,14 @@ mod upstream;
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Message, ResponseCode};
+use tokio::time::timeout;
 
 use super::places::Places;
 use super::rates::Rates;
-use super::{Dialer, Tenant, Tenants};
+use super::{Dialer, Gate, Tenant, Tenants};
 use crate::domain::Subnet;
 use crate::domain::dns::NameServer;
 use crate::domain::network::{Network, Way};
@@ -40,6 +43,8 @@ const BURST_S: u32 = 3;
 const WAITING_OF_ONE_MAX: usize = 64;
 /// Questions of all tenants that wait for a name server; each has a socket.
 const WAITING_OF_ALL_MAX: usize = 1_024;
+/// For the firewall to open what was asked for, in milliseconds: it may have the rules of many tenants to load first.
+const OPENING_MS_MAX: u64 = 2_000;
 /// TCP connections of one tenant.
 const CONNECTIONS_OF_ONE_MAX: usize = 8;
 /// TCP connections of all tenants.
@@ -60,6 +65,7 @@ pub struct ResolverConfig {
 #[derive(Debug)]
 pub struct Resolver {
     tenants: Arc<dyn Tenants>,
+    gate: Arc<dyn Gate>,
     subnet: Subnet,
     dialer: Dialer,
     servers: upstream::Servers,
@@ -77,10 +83,11 @@ enum Transport {
 
 impl Resolver {
     /// A resolver for these tenants.
-    pub fn new(config: ResolverConfig, dialer: Dialer, tenants: Arc<dyn Tenants>) -> Arc<Self> {
+    pub fn new(config: ResolverConfig, dialer: Dialer, tenants: Arc<dyn Tenants>, gate: Arc<dyn Gate>) -> Arc<Self> {
         let burst = config.queries_per_second.saturating_mul(BURST_S);
         Arc::new(Self {
             tenants,
+            gate,
             subnet: config.subnet,
             dialer,
             servers: upstream::Servers::new(config.upstreams),
@@ -116,13 +123,30 @@ impl Resolver {
             None => self.servers.ask(&self.dialer, own, question).await,
         };
         match asked {
-            Ok(answer) => question.pass_on(answer, self.subnet),
+            Ok(answer) => self.pass_on(tenant, question, answer).await,
             Err(error) => {
                 let error = &error as &dyn std::error::Error;
                 tracing::debug!(container = %tenant.container, error, "a tenant's question has no answer");
                 question.reply(ResponseCode::ServFail)
             }
         }
+    }
+}
+
+impl Resolver {
+    /// An answer as the tenant gets it: when it has it, what its rules open by this name is open.
+    async fn pass_on(&self, tenant: &Tenant, question: &Question, answer: Message) -> Message {
+        let reply = question.pass_on(answer, self.subnet);
+        let Some(told) = question.told(&reply) else { return reply };
+        let opened = timeout(Duration::from_millis(OPENING_MS_MAX), self.gate.open(tenant.address, told)).await;
+        let error: &dyn std::error::Error = match &opened {
+            Ok(Ok(())) => return reply,
+            Ok(Err(error)) => error,
+            Err(error) => error,
+        };
+        tracing::warn!(container = %tenant.container, error, "what a tenant asked for cannot be opened to it");
+        // An address that it does not reach is worse than none.
+        question.reply(ResponseCode::ServFail)
     }
 }
 

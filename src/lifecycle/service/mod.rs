@@ -25,12 +25,14 @@ use super::recover::{self, Report};
 use super::supervisor::Shared;
 use crate::config::Config;
 use crate::domain::alias::Standing;
+use crate::domain::firewall::Told;
 use crate::domain::host::HostNames;
 use crate::domain::policy::Policies;
 use crate::domain::{Container, ContainerId, Limits, Receipt, ReceiptId};
 use crate::store::Records;
 use crate::store::journal::RunJournal;
 use crate::sys::folders::Layout;
+use crate::sys::nft::FirewallError;
 
 pub use aliases::Named;
 
@@ -173,6 +175,17 @@ impl Service {
     pub fn by_address(&self, address: Ipv4Addr) -> Option<Arc<Container>> {
         let slot = self.inner.shared.subnet.slot(address)?;
         self.ledger().directory().by_slot(slot).filter(|container| container.phase.may_send())
+    }
+
+    /// Lets the firewall know what the container at an address is about to be told of a host.
+    ///
+    /// # Errors
+    /// Its rules name the host, and it cannot be opened to it.
+    pub async fn tell_firewall(&self, address: Ipv4Addr, told: Told) -> Result<(), FirewallError> {
+        match self.inner.shared.subnet.slot(address) {
+            Some(slot) => self.drivers().firewall.tell(slot, told).await,
+            None => Ok(()),
+        }
     }
 
     /// Tells when what a container sends may have to go another way than before, or when one that had a way of its own has stopped.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use async_trait::async_trait;
 
-use crate::domain::firewall::Ruleset;
+use crate::domain::firewall::{Ruleset, Told};
 use crate::domain::{Bytes, ContainerId, Exit, Init, Limits, Slot};
 use crate::sys::btrfs::{Access, Pool, PoolError, PoolSpace, QuotaUsage, SubvolumeId};
 use crate::sys::cgroup::{Alarms, CgroupError, Cgroups, Usage, Version};
@@ -217,6 +217,9 @@ impl Firewall for Faulty<dyn Firewall> {
     }
     async fn remove(&self, slot: Slot) -> Result<(), FirewallError> {
         self.inner.remove(slot).await
+    }
+    async fn tell(&self, slot: Slot, told: Told) -> Result<(), FirewallError> {
+        self.at("firewall.tell", FirewallError::Injected, self.inner.tell(slot, told)).await
     }
     async fn list(&self) -> Result<Vec<Slot>, FirewallError> {
         self.inner.list().await

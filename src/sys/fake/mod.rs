@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 pub use faults::{Faults, Faulty};
 
-use crate::domain::firewall::{Ruleset, Side};
+use crate::domain::firewall::{Ruleset, Side, Told};
 use crate::domain::{Bytes, ContainerId, Exit, Init, Limits, Slot};
 use crate::sys::btrfs::{Access, Pool, PoolError, PoolSpace, QuotaUsage, SubvolumeId};
 use crate::sys::cgroup::{Alarms, CgroupError, Cgroups, Usage, Version};
@@ -368,6 +368,10 @@ impl Firewall for FakeHost {
 
     async fn remove(&self, slot: Slot) -> Result<(), FirewallError> {
         self.state().chains.remove(&slot);
+        Ok(())
+    }
+
+    async fn tell(&self, _: Slot, _: Told) -> Result<(), FirewallError> {
         Ok(())
     }
 

@@ -22,9 +22,10 @@ use tokio::task::JoinHandle;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::kernel::{Change, Kernel, Outcomes, Rules, Scope};
+use super::openings::{Memory, Named, Openings};
 use super::render::{Renderer, Uses, chain_length, chain_name};
 use super::{Firewall, FirewallError, Inspection, Repairs};
-use crate::domain::firewall::{Ruleset, Side};
+use crate::domain::firewall::{Ruleset, Side, Told};
 use crate::domain::{Instance, Slot, Subnet};
 use crate::sys::gateway::Doors;
 
@@ -42,6 +43,9 @@ const MERGED_COMBINATIONS_MAX: usize = 2_000;
 /// tenants (half a second) it stays below two seconds.
 const WATCH_MS: u64 = 500;
 
+/// How often the table is mended because nothing can be opened in it.
+const TELLING_TRIES_MAX: u32 = 1;
+
 /// Looks that are put off in a row because removals are under way.
 const WATCHES_PUT_OFF_MAX: u32 = 2;
 
@@ -49,9 +53,11 @@ type Reply<T> = oneshot::Sender<Result<T, FirewallError>>;
 
 #[derive(Debug)]
 enum Order {
-    Change { slot: Slot, change: Change, reply: Reply<()> },
+    Apply { slot: Slot, rules: Arc<Ruleset>, reply: Reply<()> },
+    Remove { slot: Slot, reply: Reply<()> },
     Load { tenants: Rules, reply: Reply<()> },
     List { reply: Reply<Vec<Slot>> },
+    Tell { slot: Slot, told: Told, reply: Reply<()> },
     Inspect { slot: Slot, reply: Reply<Inspection> },
     Unload { reply: Reply<()> },
 }
@@ -63,6 +69,7 @@ enum Order {
 pub struct NftFirewall {
     queue: mpsc::Sender<Order>,
     kernel: Arc<Kernel>,
+    named: Named,
 }
 
 impl NftFirewall {
@@ -79,12 +86,14 @@ impl NftFirewall {
     fn rendering(renderer: Renderer) -> Self {
         let (queue, orders) = mpsc::channel(QUEUE_MAX);
         let kernel = Kernel::new(renderer);
+        let named = Named::default();
         let mut ticks = interval(Duration::from_millis(WATCH_MS));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let task = Task {
             orders,
             kernel: kernel.clone(),
             loaded: None,
+            openings: Openings::new(named.clone()),
             removals: BTreeMap::new(),
             behind: None,
             ticks,
@@ -92,7 +101,7 @@ impl NftFirewall {
             repairs: Repairs::default(),
         };
         tokio::spawn(task.run());
-        Self { queue, kernel }
+        Self { queue, kernel, named }
     }
 
     /// How many transactions nft was given so far.
@@ -115,12 +124,19 @@ impl Firewall for NftFirewall {
     }
 
     async fn apply(&self, slot: Slot, rules: &Arc<Ruleset>) -> Result<(), FirewallError> {
-        let change = Change::Apply(rules.clone());
-        self.order(|reply| Order::Change { slot, change, reply }).await
+        let rules = rules.clone();
+        self.order(|reply| Order::Apply { slot, rules, reply }).await
     }
 
     async fn remove(&self, slot: Slot) -> Result<(), FirewallError> {
-        self.order(|reply| Order::Change { slot, change: Change::Remove, reply }).await
+        self.order(|reply| Order::Remove { slot, reply }).await
+    }
+
+    async fn tell(&self, slot: Slot, told: Told) -> Result<(), FirewallError> {
+        if !self.named.name(slot, &told.name) {
+            return Ok(());
+        }
+        self.order(|reply| Order::Tell { slot, told, reply }).await
     }
 
     async fn list(&self) -> Result<Vec<Slot>, FirewallError> {
@@ -173,6 +189,7 @@ struct Task {
     kernel: Arc<Kernel>,
     /// What should be in the table; `None` where there should be no table.
     loaded: Option<Rules>,
+    openings: Openings,
     /// Removals that wait for those under way.
     removals: BTreeMap<Slot, Replies>,
     behind: Option<Behind>,
@@ -212,12 +229,16 @@ impl Task {
     async fn carry_out(&mut self, order: Order) -> Option<Order> {
         // Whoever gave up waiting does not hear the answer; the work is done all the same.
         match order {
-            Order::Change { slot, change, reply } => {
+            order @ (Order::Apply { .. } | Order::Remove { .. }) => {
                 let mut applies = Applies::new();
-                self.sort(&mut applies, slot, change, reply);
+                // It is one of the two that are sorted.
+                drop(self.sort(&mut applies, order));
                 let held = self.gather(&mut applies).await;
                 self.apply(applies).await;
                 return held;
+            }
+            Order::Tell { slot, told, reply } => {
+                let _ = reply.send(self.tell(slot, &told).await);
             }
             Order::Load { tenants, reply } => {
                 self.finish_removals().await;
@@ -248,31 +269,36 @@ impl Task {
             if combinations > MERGED_COMBINATIONS_MAX {
                 break;
             }
-            match self.orders.try_recv().ok()? {
-                Order::Change { slot, change, reply } => self.sort(applies, slot, change, reply),
-                other => return Some(other),
+            let order = self.orders.try_recv().ok()?;
+            if let Some(other) = self.sort(applies, order) {
+                return Some(other);
             }
         }
         None
     }
 
-    /// Of several orders for one slot the last counts, and everybody gets its outcome.
-    fn sort(&mut self, applies: &mut Applies, slot: Slot, change: Change, reply: Reply<()>) {
+    /// Of several orders for one slot the last counts, and everybody gets its outcome. Gives back what is no change of rules.
+    fn sort(&mut self, applies: &mut Applies, order: Order) -> Option<Order> {
+        let (slot, rules, reply) = match order {
+            Order::Apply { slot, rules, reply } => (slot, Some(rules), reply),
+            Order::Remove { slot, reply } => (slot, None, reply),
+            other => return Some(other),
+        };
         let mut replies = applies.remove(&slot).map(|(_, replies)| replies).unwrap_or_default();
         replies.extend(self.removals.remove(&slot).unwrap_or_default());
         replies.push(reply);
-        match change {
-            Change::Apply(rules) => drop(applies.insert(slot, (rules, replies))),
-            Change::Remove => drop(self.removals.insert(slot, replies)),
+        match rules {
+            Some(rules) => drop(applies.insert(slot, (rules, replies))),
+            None => drop(self.removals.insert(slot, replies)),
         }
+        None
     }
 
     async fn apply(&mut self, applies: Applies) {
         if self.behind.as_ref().is_some_and(|behind| applies.keys().any(|slot| behind.slots.contains(slot))) {
             ended(&mut self.behind).await;
         }
-        let change = |(slot, (rules, _)): (&Slot, &(Arc<Ruleset>, Replies))| (*slot, Change::Apply(rules.clone()));
-        let mut todo: BTreeMap<Slot, Change> = applies.iter().map(change).collect();
+        let mut todo: Rules = applies.iter().map(|(slot, (rules, _))| (*slot, rules.clone())).collect();
         let mut news = BTreeSet::new();
         let mut outcomes = self.change(&todo, &mut news).await;
         let refused = |slot: &Slot, outcomes: &Outcomes| matches!(outcomes[slot], Err(FirewallError::Refused { .. }));
@@ -286,7 +312,11 @@ impl Task {
         // A slot that had no chains is a new tenant's: no flow of its address goes on.
         let known =
             applies.iter().filter(|(slot, _)| !news.contains(slot)).map(|(slot, (rules, _))| (*slot, rules.clone()));
-        let cut = if done.is_empty() { Ok(0) } else { self.kernel.cut(Scope::Slots(done), known.collect()).await };
+        let memory = self.openings.memory(|slot| done.contains(slot));
+        let cut = match done.is_empty() {
+            true => Ok(0),
+            false => self.kernel.cut(Scope::Slots(done), known.collect(), memory).await,
+        };
         let cut = cut.map(drop);
         for (slot, (_, replies)) in applies {
             let outcome = outcomes.remove(&slot).unwrap_or(Err(FirewallError::Closed)).and_then(|()| cut.clone());
@@ -295,30 +325,67 @@ impl Task {
     }
 
     /// Loads chains, and remembers those that are in force by then; `news` gets the slots that had none before.
-    async fn change(&mut self, changes: &BTreeMap<Slot, Change>, news: &mut BTreeSet<Slot>) -> Outcomes {
-        let outcomes = self.kernel.change(changes).await;
+    async fn change(&mut self, todo: &Rules, news: &mut BTreeSet<Slot>) -> Outcomes {
         let loaded = self.loaded.get_or_insert_default();
-        for (slot, change) in changes {
-            if let (Change::Apply(rules), Some(Ok(()))) = (change, outcomes.get(slot))
-                && loaded.insert(*slot, rules.clone()).is_none()
-            {
+        let now = Instant::now();
+        let moves = |slot: &Slot, rules: &Ruleset| match loaded.contains_key(slot) {
+            true => self.openings.moves(*slot, rules.hosts(), now),
+            // What is open there was another tenant's.
+            false => self.openings.moves(*slot, &[], now),
+        };
+        let change = |(slot, rules): (&Slot, &Arc<Ruleset>)| (*slot, Change::Apply(rules.clone(), moves(slot, rules)));
+        let outcomes = self.kernel.change(&todo.iter().map(change).collect()).await;
+        for (slot, rules) in todo.iter().filter(|(slot, _)| matches!(outcomes.get(slot), Some(Ok(())))) {
+            let is_new = loaded.insert(*slot, rules.clone()).is_none();
+            if is_new {
                 news.insert(*slot);
             }
+            self.openings.applied(*slot, rules.hosts(), is_new);
         }
         outcomes
     }
 
+    /// Opens what a tenant is about to be told, where its rules name it.
+    async fn tell(&mut self, slot: Slot, told: &Told) -> Result<(), FirewallError> {
+        let mut tries = 0..TELLING_TRIES_MAX;
+        loop {
+            let Some(rules) = self.loaded.as_ref().and_then(|loaded| loaded.get(&slot)).cloned() else { return Ok(()) };
+            let (after, steps) = self.openings.tell(slot, rules.hosts(), told, Instant::now());
+            if steps.is_empty() {
+                return Ok(());
+            }
+            match self.kernel.open(slot, rules, steps).await {
+                Ok(()) => {
+                    self.openings.told(slot, after);
+                    return Ok(());
+                }
+                // Nothing can be opened in a table that another program has taken away.
+                Err(error) if tries.next().is_none() || self.mend().await != Table::Mended => return Err(error),
+                Err(_) => {}
+            }
+        }
+    }
+
     /// Replaces the whole table; how many flows were cut.
     async fn load(&mut self, tenants: Rules) -> Result<usize, FirewallError> {
-        self.kernel.load(&tenants).await?;
+        let memory = match self.loaded {
+            Some(_) => self.openings.memory(|slot| tenants.contains_key(slot)),
+            None => Memory::Lost,
+        };
+        if self.loaded.is_none() {
+            self.openings.recall(self.kernel.recall(&tenants).await?);
+        }
+        self.kernel.load(&tenants, &self.openings).await?;
+        self.openings.loaded(&tenants);
         self.loaded = Some(tenants.clone());
-        self.kernel.cut(Scope::All, tenants).await
+        self.kernel.cut(Scope::All, tenants, memory).await
     }
 
     async fn unload(&mut self) -> Result<(), FirewallError> {
         self.kernel.unload().await?;
         self.loaded = None;
-        self.kernel.cut(Scope::All, Rules::new()).await.map(drop)
+        self.openings.loaded(&Rules::new());
+        self.kernel.cut(Scope::All, Rules::new(), Memory::default()).await.map(drop)
     }
 
     async fn inspect(&mut self, slot: Slot) -> Result<Inspection, FirewallError> {
@@ -405,12 +472,14 @@ impl Task {
         if self.behind.is_some() || self.removals.is_empty() {
             return;
         }
-        let removals = std::mem::take(&mut self.removals);
+        let (removals, now) = (std::mem::take(&mut self.removals), Instant::now());
         let slots: BTreeSet<Slot> = removals.keys().copied().collect();
+        let moves = slots.iter().map(|slot| (*slot, Change::Remove(self.openings.moves(*slot, &[], now)))).collect();
         if let Some(loaded) = &mut self.loaded {
             loaded.retain(|slot, _| !slots.contains(slot));
         }
-        let done = tokio::spawn(remove(self.kernel.clone(), removals));
+        self.openings.removed(&slots, now);
+        let done = tokio::spawn(remove(self.kernel.clone(), removals, moves));
         self.behind = Some(Behind { slots, done });
     }
 
@@ -424,10 +493,9 @@ impl Task {
 }
 
 /// Removes chains, then every flow of their tenants: the next one with such an address shall not be taken for them.
-async fn remove(kernel: Arc<Kernel>, removals: BTreeMap<Slot, Replies>) {
-    let changes: BTreeMap<Slot, Change> = removals.keys().map(|slot| (*slot, Change::Remove)).collect();
+async fn remove(kernel: Arc<Kernel>, removals: BTreeMap<Slot, Replies>, changes: BTreeMap<Slot, Change>) {
     let mut outcomes = kernel.change(&changes).await;
-    let cut = kernel.cut(Scope::Slots(changes.into_keys().collect()), Rules::new()).await.map(drop);
+    let cut = kernel.cut(Scope::Slots(changes.into_keys().collect()), Rules::new(), Memory::default()).await.map(drop);
     for (slot, replies) in removals {
         let outcome = outcomes.remove(&slot).unwrap_or(Err(FirewallError::Closed)).and_then(|()| cut.clone());
         answer(replies, &outcome);

@@ -5,7 +5,7 @@
 
 use std::net::Ipv4Addr;
 
-use crate::domain::firewall::{Action, Base, Packet, Payload, Ruleset, Side};
+use crate::domain::firewall::{Action, Base, HostPattern, Packet, Payload, Ruleset, Side, WasGiven};
 use crate::domain::network::WayOut;
 use crate::domain::slot::GATEWAY;
 use crate::domain::{Slot, Subnet};
@@ -46,12 +46,21 @@ impl Flow {
     }
 
     /// Whether the rules let it go on. `rules` gives what is in force for a slot; where that is nothing, nothing of the slot's
-    /// goes on. What is no tenant's is nobody's business.
-    pub(super) fn goes_on<'a>(&self, subnet: Subnet, rules: impl Fn(Slot) -> Option<&'a Ruleset>) -> bool {
+    /// goes on. `was_given` says whether a slot's tenant was given an address for a host's name, be it that it opens no new flow any
+    /// more. What is no tenant's is nobody's business.
+    pub(super) fn goes_on<'a>(
+        &self,
+        subnet: Subnet,
+        rules: impl Fn(Slot) -> Option<&'a Ruleset>,
+        was_given: impl Fn(Slot, &HostPattern, Ipv4Addr) -> bool,
+    ) -> bool {
         let base = Base { subnet };
         let payload = self.payload();
         let way = |slot| rules(slot).map(Ruleset::way_out);
-        let allows = |slot, packet: Packet| rules(slot).is_some_and(|all| base.verdict(all, &packet) == Action::Allow);
+        let allows = |slot, packet: Packet| {
+            let was_given: WasGiven<'_> = &|host, address| was_given(slot, host, address);
+            rules(slot).is_some_and(|all| base.verdict(all, &packet, was_given) == Action::Allow)
+        };
         match (subnet.slot(self.opened.from), subnet.slot(self.answered.from)) {
             (None, None) => true,
             (Some(_), Some(_)) => false,
@@ -120,7 +129,7 @@ mod tests {
 
     fn goes_on(flow: &Flow, policy: Option<&str>) -> bool {
         let rules = policy.map(rules);
-        flow.goes_on(subnet(), |slot| rules.as_ref().filter(|_| slot == Slot(7)))
+        flow.goes_on(subnet(), |slot| rules.as_ref().filter(|_| slot == Slot(7)), |_, _, _| false)
     }
 
     #[test]
@@ -169,7 +178,7 @@ mod tests {
         let relay = Flow { opened: way(TENANT, SERVER, tcp(40_000, 443)), ..resolver };
         let goes_on = |flow: Flow, policy: &str, way| {
             let rules = rules(policy).led(way);
-            flow.goes_on(subnet(), |_| Some(&rules))
+            flow.goes_on(subnet(), |_| Some(&rules), |_, _, _| false)
         };
         for (led, straight_on, resolver_on, relay_on) in [
             (WayOut::Direct, true, true, false),
@@ -193,6 +202,22 @@ mod tests {
         assert!(goes_on(&into(GATEWAY), Some("no-egress")) && !goes_on(&into(GATEWAY), None));
         assert!(!goes_on(&into(SERVER), Some("web")) && goes_on(&into(SERVER), Some("open")));
         assert!(!goes_on(&into(OTHER), Some("open")));
+    }
+
+    #[test]
+    fn a_flow_to_an_address_that_was_given_for_a_name_goes_on() {
+        let text = "ingress.default = 'drop'\negress.default = 'drop'\n[[egress.rules]]\naction = 'allow'\nprotocol = 'tcp'\n\
+                    ports = ['443']\npeers = ['shop.example']";
+        let rules = Ruleset::new(&toml::from_str(text).unwrap(), &OwnRules::default()).unwrap();
+        let goes_on = |flow: Flow, given: Ipv4Addr| {
+            flow.goes_on(
+                subnet(),
+                |_| Some(&rules),
+                |slot, host, address| slot == Slot(7) && host.as_str() == "shop.example" && address == given,
+            )
+        };
+        assert!(goes_on(out(SERVER, 443), SERVER) && !goes_on(out(SERVER, 25), SERVER));
+        assert!(!goes_on(out(SERVER, 443), PRIVATE));
     }
 
     #[test]

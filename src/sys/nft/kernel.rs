@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use netlink_packet_netfilter::nftables::{ChainAttribute, ChainMessage, GenAttribute, GenMessage, NfTablesMessage};
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily};
@@ -11,12 +12,14 @@ use nftables::schema::{NfListObject, NfObject, Nftables};
 use serde_json::Value;
 
 use super::conntrack::{self, Entry, Wanted};
+use super::elements;
 use super::netfilter::{Ask, Netfilter};
-use super::render::{Batch, Before, Renderer, Uses, chain_name, chain_rules, spell};
+use super::openings::{AllGiven, Memory, Openings};
+use super::render::{Batch, Before, Moves, Renderer, Uses, chain_name, chain_rules, hosts_in, spell};
 use super::run::{self, CHANGE_MS_MAX, LOAD_MS_MAX, RunError};
 use super::{FirewallError, Lines};
 use crate::domain::Slot;
-use crate::domain::firewall::{Ruleset, Side};
+use crate::domain::firewall::{Ruleset, Side, Step};
 use crate::domain::network::WayOut;
 
 /// Up to so many slots' flows are asked for one by one; of more, the whole table of flows is read once.
@@ -28,16 +31,17 @@ pub(super) type Rules = BTreeMap<Slot, Arc<Ruleset>>;
 /// What shall become of a slot's chains.
 #[derive(Debug, Clone)]
 pub(super) enum Change {
-    Apply(Arc<Ruleset>),
-    Remove,
+    /// Rules, and what becomes of what was open before.
+    Apply(Arc<Ruleset>, Moves),
+    Remove(Moves),
 }
 
 impl Change {
     /// The way of what the tenant sends afterwards.
     fn way_out(&self) -> WayOut {
         match self {
-            Self::Apply(rules) => rules.way_out(),
-            Self::Remove => WayOut::Direct,
+            Self::Apply(rules, _) => rules.way_out(),
+            Self::Remove(_) => WayOut::Direct,
         }
     }
 }
@@ -129,11 +133,11 @@ impl Kernel {
     async fn change_one(&self, slot: Slot, change: &Change) -> Result<(), FirewallError> {
         let mut batch = Batch::default();
         self.render(&mut batch, slot, change)?;
-        let verb = if matches!(change, Change::Remove) { "remove" } else { "load" };
+        let verb = if matches!(change, Change::Remove(_)) { "remove" } else { "load" };
         let outcome = self.commit(&batch, CHANGE_MS_MAX, || format!("{verb} the chains of slot {slot}")).await;
         match (outcome, change) {
             // Without the table there is nothing to remove from; what is not there is removed.
-            (Err(error @ FirewallError::Refused { .. }), Change::Remove) => {
+            (Err(error @ FirewallError::Refused { .. }), Change::Remove(_)) => {
                 if self.list().await?.contains(&slot) {
                     Err(error)
                 } else {
@@ -153,18 +157,19 @@ impl Kernel {
         }
         drop(led);
         let rendered = match change {
-            Change::Apply(rules) => self.renderer.tenant(batch, slot, rules, before),
-            Change::Remove => self.renderer.remove(batch, slot),
+            Change::Apply(rules, moves) => self.renderer.tenant(batch, slot, rules, before, moves),
+            Change::Remove(moves) => self.renderer.remove(batch, slot, moves),
         };
         rendered.ok_or(FirewallError::NoAddress(slot))
     }
 
-    /// Replaces the whole table.
-    pub(super) async fn load(&self, tenants: &Rules) -> Result<(), FirewallError> {
-        let mut batch = Batch::default();
+    /// Replaces the whole table; what was given stays open for the rest of its time.
+    pub(super) async fn load(&self, tenants: &Rules, openings: &Openings) -> Result<(), FirewallError> {
+        let (mut batch, now) = (Batch::default(), Instant::now());
         self.renderer.base(&mut batch);
         for (slot, rules) in tenants {
-            let rendered = self.renderer.tenant(&mut batch, *slot, rules, Before::Direct);
+            let moves = openings.anew(*slot, rules.hosts(), now);
+            let rendered = self.renderer.tenant(&mut batch, *slot, rules, Before::Direct, &moves);
             rendered.ok_or(FirewallError::NoAddress(*slot))?;
         }
         let led = tenants.iter().filter(|(_, rules)| rules.way_out() != WayOut::Direct).map(|(slot, _)| *slot);
@@ -173,6 +178,43 @@ impl Kernel {
         self.commit(&batch, LOAD_MS_MAX, || "load the whole table".into()).await?;
         *self.led() = led;
         Ok(())
+    }
+
+    /// Opens and closes what a tenant's rules name.
+    pub(super) async fn open(
+        self: &Arc<Self>,
+        slot: Slot,
+        rules: Arc<Ruleset>,
+        steps: Vec<Step>,
+    ) -> Result<(), FirewallError> {
+        let failed = |source| FirewallError::Open { slot, source: Arc::new(source) };
+        let work = move |kernel: &Self| {
+            let link = slot.link_name(kernel.renderer.instance());
+            let messages = elements::transaction(kernel.renderer.table(), &link, rules.hosts(), &steps);
+            kernel.netfilter.transact(messages)
+        };
+        self.apart(work).await.map_err(failed)
+    }
+
+    /// What the table has open for these tenants: what an earlier daemon gave them.
+    pub(super) async fn recall(&self, tenants: &Rules) -> Result<AllGiven, FirewallError> {
+        if tenants.values().all(|rules| rules.hosts().is_empty()) {
+            return Ok(AllGiven::new());
+        }
+        let action = || "list the sets".into();
+        let listed = run::list_sets(self.renderer.table()).await.map_err(|error| self.named(action(), error))?;
+        let invalid = |error| RunError::Nft(nftables::helper::NftablesError::NftInvalidJson(error));
+        let text = listed.unwrap_or_else(|| Value::Null.to_string());
+        let listing = serde_json::from_str(&text).map_err(|error| self.named(action(), invalid(error)))?;
+        let (mut all, now) = (AllGiven::new(), Instant::now());
+        for (link, host, address, left) in hosts_in(&listing) {
+            let slot = Slot::from_link_name(self.renderer.instance(), &link);
+            let named = |slot: &Slot| tenants.get(slot).is_some_and(|rules| rules.hosts().contains(&host));
+            if let Some(slot) = slot.filter(named) {
+                all.entry(slot).or_default().note(host, address, now + left);
+            }
+        }
+        Ok(all)
     }
 
     /// Removes the table.
@@ -263,12 +305,17 @@ impl Kernel {
     }
 
     /// Cuts the flows in the scope that the rules do not let go on; of a slot without rules, all. How many those were.
-    pub(super) async fn cut(self: &Arc<Self>, scope: Scope, rules: Rules) -> Result<usize, FirewallError> {
+    pub(super) async fn cut(
+        self: &Arc<Self>,
+        scope: Scope,
+        rules: Rules,
+        memory: Memory,
+    ) -> Result<usize, FirewallError> {
         let failed = |source| FirewallError::Flows { source: Arc::new(source) };
-        self.apart(move |kernel| kernel.cut_now(&scope, &rules)).await.map_err(failed)
+        self.apart(move |kernel| kernel.cut_now(&scope, &rules, &memory)).await.map_err(failed)
     }
 
-    fn cut_now(&self, scope: &Scope, rules: &Rules) -> io::Result<usize> {
+    fn cut_now(&self, scope: &Scope, rules: &Rules, memory: &Memory) -> io::Result<usize> {
         let subnet = self.renderer.subnet;
         let asked: Vec<Wanted> = match scope {
             Scope::Slots(slots) if slots.len() <= SIEVED_SLOTS_MAX => {
@@ -280,7 +327,8 @@ impl Kernel {
         let doomed = |entry: &Entry| {
             let flow = &entry.flow;
             let concerned = scope.has(subnet.slot(flow.opened.from)) || scope.has(subnet.slot(flow.answered.from));
-            concerned && !flow.goes_on(subnet, |slot| rules.get(&slot).map(Arc::as_ref))
+            let rules = |slot| rules.get(&slot).map(Arc::as_ref);
+            concerned && !flow.goes_on(subnet, rules, |slot, host, address| memory.has(slot, host, address))
         };
         let mut cut = 0;
         for wanted in asked {
@@ -300,7 +348,7 @@ impl Kernel {
     /// One way's rules of a slot: as they should be, and as the kernel has them.
     pub(super) async fn lines(&self, slot: Slot, side: Side, rules: Option<&Ruleset>) -> Result<Lines, FirewallError> {
         let action = || format!("list the {side} chain of slot {slot}");
-        let wanted = rules.map(|rules| chain_rules(rules.side(side), side)).unwrap_or_default();
+        let wanted = rules.map(|rules| chain_rules(rules, side)).unwrap_or_default();
         let desired = wanted.iter().map(|(statements, comment)| {
             spell(&serde_json::to_value(statements).unwrap_or_default(), comment.as_deref())
         });

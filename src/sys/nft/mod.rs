@@ -5,10 +5,12 @@
 
 mod conntrack;
 mod driver;
+mod elements;
 mod flows;
 mod folder;
 mod kernel;
 mod netfilter;
+mod openings;
 mod render;
 mod run;
 
@@ -18,7 +20,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 
 use crate::domain::Slot;
-use crate::domain::firewall::Ruleset;
+use crate::domain::firewall::{Ruleset, Told};
 
 pub use driver::NftFirewall;
 pub use folder::{PolicyFolderError, load_policies};
@@ -53,6 +55,15 @@ pub enum FirewallError {
     /// The rules are in force, but flows that they do not allow could not be cut, or not all.
     #[error("the flows that the firewall's rules do not allow cannot be cut")]
     Flows {
+        /// What the kernel said.
+        #[source]
+        source: Arc<std::io::Error>,
+    },
+    /// What a host's name leads to could not be opened; nothing of it is.
+    #[error("what a host's name leads to cannot be opened for slot {slot}")]
+    Open {
+        /// Whose.
+        slot: Slot,
         /// What the kernel said.
         #[source]
         source: Arc<std::io::Error>,
@@ -125,6 +136,9 @@ pub trait Firewall: Send + Sync + std::fmt::Debug {
     /// Removes one container's chains and flows; gone when this returns, which takes a grace period of the kernel's (RCU), so run
     /// it beside the other steps of a stop. Idempotent.
     async fn remove(&self, slot: Slot) -> Result<(), FirewallError>;
+    /// Lets a container's rules know what it is about to be told of a host: where they name it, its addresses are open when this returns,
+    /// and for as long as it holds. Costs next to nothing where they do not.
+    async fn tell(&self, slot: Slot, told: Told) -> Result<(), FirewallError>;
     /// Slots that have chains in the kernel, once the removals asked for before are done.
     async fn list(&self) -> Result<Vec<Slot>, FirewallError>;
     /// One container's rules, as they should be and as they are. Runs nft.

@@ -9,7 +9,9 @@ use std::sync::{Mutex, PoisonError};
 use netlink_packet_netfilter::NetfilterMessage;
 use nix::sys::socket::{setsockopt, sockopt::ReceiveTimeout};
 use nix::sys::time::{TimeVal, TimeValLike};
-use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+};
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 use rtnetlink::sys::{Socket, SocketAddr};
 
@@ -18,6 +20,9 @@ const ANSWER_S_MAX: i64 = 5;
 
 /// Messages of one answer, at most: twice the flows that a large machine tracks.
 const MESSAGES_MAX: usize = 1 << 21;
+
+/// Messages begin at multiples of so many bytes (netlink(7)).
+const MESSAGE_ALIGNMENT: usize = 4;
 
 /// How much is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +51,20 @@ impl Netfilter {
             *held = Some(socket);
         }
         answer.map_err(Failure::into_io)
+    }
+
+    /// Sends the messages of one transaction, with what begins and ends it: the kernel takes all of them or none.
+    pub(super) fn transact(&self, messages: Vec<NetfilterMessage>) -> io::Result<()> {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let socket = match held.take() {
+            Some(socket) => socket,
+            None => open()?,
+        };
+        let done = carry_out(&socket, messages);
+        if !matches!(&done, Err(Failure::Broken(_))) {
+            *held = Some(socket);
+        }
+        done.map_err(Failure::into_io)
     }
 }
 
@@ -90,18 +109,45 @@ fn exchange(socket: &Socket, ask: Ask, message: NetfilterMessage) -> Result<Vec<
     }
 }
 
-/// Reads one datagram, which may hold many messages; whether it was the last one.
-fn read(mut bytes: &[u8], answers: &mut Vec<NetfilterMessage>) -> Result<bool, Failure> {
-    while !bytes.is_empty() {
-        let malformed = |error| Failure::Broken(io::Error::new(io::ErrorKind::InvalidData, error));
-        let message = NetlinkMessage::<NetfilterMessage>::deserialize(bytes).map_err(|e| malformed(e.to_string()))?;
-        // Messages begin at multiples of four bytes (netlink(7)).
-        let length = (message.header.length as usize).next_multiple_of(4).min(bytes.len());
-        if length == 0 {
-            return Err(malformed("a message without a length".to_owned()));
+/// Of the messages between the two ends the last one is acknowledged: behind everything that is refused, since answers come in order.
+fn carry_out(socket: &Socket, messages: Vec<NetfilterMessage>) -> Result<(), Failure> {
+    let Some(last) = messages.len().checked_sub(2).filter(|last| *last > 0) else { return Ok(()) };
+    let mut bytes = Vec::new();
+    for (place, message) in messages.into_iter().enumerate() {
+        let mut header = NetlinkHeader::default();
+        let inner = (1..=last).contains(&place);
+        header.flags = NLM_F_REQUEST | if inner { NLM_F_CREATE } else { 0 } | if place == last { NLM_F_ACK } else { 0 };
+        header.sequence_number = u32::try_from(place).unwrap_or(u32::MAX);
+        let mut request = NetlinkMessage::new(header, NetlinkPayload::from(message));
+        request.finalize();
+        let begin = bytes.len();
+        bytes.resize(begin + request.buffer_len().next_multiple_of(MESSAGE_ALIGNMENT), 0);
+        request.serialize(&mut bytes[begin..]);
+    }
+    socket.send_to(&bytes, &SocketAddr::new(0, 0), 0).map_err(Failure::Broken)?;
+    let mut refused = None;
+    loop {
+        let (bytes, _) = socket.recv_from_full().map_err(Failure::Broken)?;
+        for answer in split(&bytes) {
+            let message = answer?;
+            let place = message.header.sequence_number as usize;
+            if let NetlinkPayload::Error(error) = message.payload
+                && error.code.is_some()
+            {
+                refused.get_or_insert(Failure::Refused(error.to_io()));
+            }
+            // Where the beginning is refused, so is everything, and nothing else is said.
+            if place == last || place == 0 {
+                return refused.map_or(Ok(()), Err);
+            }
         }
-        bytes = &bytes[length..];
-        match message.payload {
+    }
+}
+
+/// Reads one datagram, which may hold many messages; whether it was the last one.
+fn read(bytes: &[u8], answers: &mut Vec<NetfilterMessage>) -> Result<bool, Failure> {
+    for message in split(bytes) {
+        match message?.payload {
             NetlinkPayload::InnerMessage(inner) => answers.push(inner),
             NetlinkPayload::Done(_) => return Ok(true),
             NetlinkPayload::Error(error) if error.code.is_none() => return Ok(true),
@@ -110,4 +156,26 @@ fn read(mut bytes: &[u8], answers: &mut Vec<NetfilterMessage>) -> Result<bool, F
         }
     }
     Ok(false)
+}
+
+fn malformed(error: String) -> Failure {
+    Failure::Broken(io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+/// The messages of a datagram; nothing behind one that does not read.
+fn split(mut bytes: &[u8]) -> impl Iterator<Item = Result<NetlinkMessage<NetfilterMessage>, Failure>> {
+    std::iter::from_fn(move || {
+        if bytes.is_empty() {
+            return None;
+        }
+        let message =
+            NetlinkMessage::<NetfilterMessage>::deserialize(bytes).map_err(|error| malformed(error.to_string()));
+        let length = message.as_ref().map_or(0, |message| message.header.length as usize);
+        let next = length.next_multiple_of(MESSAGE_ALIGNMENT).min(bytes.len());
+        bytes = &bytes[if next == 0 { bytes.len() } else { next }..];
+        match message {
+            Ok(_) if next == 0 => Some(Err(malformed("a message without a length".to_owned()))),
+            other => Some(other),
+        }
+    })
 }

@@ -47,7 +47,16 @@ pub(super) async fn list_chains() -> Result<String, RunError> {
 
 /// The rules of one chain, as JSON; `None` where there is no such chain.
 pub(super) async fn list_chain(table: &str, chain: &str) -> Result<Option<String>, RunError> {
-    match run(&["-j", "list", "chain", "inet", table, chain], "", "listing a chain", CHANGE_MS_MAX).await {
+    list(&["-j", "list", "chain", "inet", table, chain], "listing a chain", CHANGE_MS_MAX).await
+}
+
+/// The sets of a table with what is in them, as JSON; `None` where there is no such table.
+pub(super) async fn list_sets(table: &str) -> Result<Option<String>, RunError> {
+    list(&["-j", "list", "sets", "table", "inet", table], "listing the sets", LOAD_MS_MAX).await
+}
+
+async fn list(args: &[&str], what: &str, waited_ms: u64) -> Result<Option<String>, RunError> {
+    match run(args, "", what, waited_ms).await {
         Ok(text) => Ok(Some(text)),
         Err(RunError::Nft(NftablesError::NftFailed { stderr, .. })) if stderr.contains(ABSENT) => Ok(None),
         Err(error) => Err(error),

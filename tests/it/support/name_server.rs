@@ -11,10 +11,12 @@ use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::{A, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 
-use super::net::{INTERNET, Netns, in_ticks};
+use super::net::{INTERNET, METADATA, Netns, PRIVATE, in_ticks};
 
 /// Texts of `long.example`, each of 200 bytes: too long for UDP.
 pub const LONG_TEXTS: usize = 20;
+/// Where `7.many.example` is the eighth address.
+pub const MANY: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 0);
 /// The longest packet over UDP.
 const UDP_BYTES_MAX: usize = 1_232;
 
@@ -93,6 +95,11 @@ fn answer(packet: &[u8], how: &str, asked: &Mutex<Vec<String>>) -> Message {
         }
         ("metadata.example.", RecordType::A) => {
             vec![host(Ipv4Addr::new(169, 254, 169, 254)), host(Ipv4Addr::new(10, 201, 0, 2))]
+        }
+        ("inside.example.", RecordType::A) => vec![host(PRIVATE), host(Ipv4Addr::LOCALHOST), host(METADATA)],
+        (name, RecordType::A) if name.ends_with(".many.example.") => {
+            let digits: String = name.chars().filter(char::is_ascii_digit).collect();
+            vec![host(Ipv4Addr::from_bits(MANY.to_bits() + digits.parse::<u32>().unwrap()))]
         }
         (name, RecordType::A) if name.ends_with(".example.") => vec![host(INTERNET)],
         (name, _) if name.ends_with(".example.") => vec![],

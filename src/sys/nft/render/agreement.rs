@@ -8,8 +8,11 @@ use std::process::{Command, Stdio};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+use super::tenant::direction_rules;
 use super::*;
-use crate::domain::firewall::{Action, Direction, OwnRule, OwnRules, Packet, Payload, Rule, Ruleset, Side, State};
+use crate::domain::firewall::{
+    Action, Direction, HostPattern, OwnRule, OwnRules, Packet, Payload, Rule, Ruleset, Side, State,
+};
 use crate::domain::policy::Policy;
 
 /// Renderings that nft is asked about; each takes it some 20 ms.
@@ -21,10 +24,25 @@ const ADDRESSES: [Ipv4Addr; 4] = [
     Ipv4Addr::new(192, 0, 2, 1),
     Ipv4Addr::new(198, 51, 100, 7),
 ];
+const HOSTS: [&str; 3] = ["*.a.test", "x.a.test", "b.test"];
 const NETWORKS: [&str; 6] = ["10.0.0.0/8", "10.1.0.0/16", "10.1.2.3/32", "192.0.2.0/24", "192.0.2.1", "0.0.0.0/0"];
 
 /// Rules over few ports and addresses, so that packets meet them.
 fn rule() -> impl Strategy<Value = Value> {
+    (written_rule(), proptest::collection::vec(0..HOSTS.len(), 0..3)).prop_map(|(mut rule, hosts)| {
+        if rule["action"] == "allow" {
+            let peers = rule["peers"].as_array_mut().unwrap();
+            peers.extend(hosts.iter().map(|n| Value::from(HOSTS[*n])));
+        }
+        rule
+    })
+}
+
+fn ingress_rule() -> impl Strategy<Value = Value> {
+    written_rule()
+}
+
+fn written_rule() -> impl Strategy<Value = Value> {
     let ports = || proptest::collection::vec((1u16..8, 0u16..3), 0..3);
     let peers = proptest::collection::vec(0..NETWORKS.len(), 0..4);
     let icmp = proptest::option::of((prop_oneof![Just(0u8), Just(8), Just(13)], proptest::option::of(0u8..2)));
@@ -65,19 +83,19 @@ fn action() -> impl Strategy<Value = &'static str> {
 }
 
 fn policy() -> impl Strategy<Value = Policy> {
-    let direction = || {
-        (action(), proptest::collection::vec(rule(), 0..5))
-            .prop_map(|(default, rules)| json!({ "default": default, "rules": rules }))
-    };
-    (direction(), direction())
+    let direction = |(default, rules): (&str, Vec<Value>)| json!({ "default": default, "rules": rules });
+    let ingress = (action(), proptest::collection::vec(ingress_rule(), 0..5)).prop_map(direction);
+    let egress = (action(), proptest::collection::vec(rule(), 0..5)).prop_map(direction);
+    (ingress, egress)
         .prop_map(|(ingress, egress)| serde_json::from_value(json!({ "ingress": ingress, "egress": egress })).unwrap())
 }
 
 fn own() -> impl Strategy<Value = OwnRules> {
-    proptest::collection::vec((any::<bool>(), any::<bool>(), rule()), 0..4).prop_map(|rules| {
+    let of = |side, rule| (Just(side), any::<bool>(), rule);
+    let one = prop_oneof![of(Side::Ingress, ingress_rule().boxed()), of(Side::Egress, rule().boxed())];
+    proptest::collection::vec(one, 0..4).prop_map(|rules| {
         let mut own = OwnRules::default();
-        for (ingress, enabled, rule) in rules {
-            let side = if ingress { Side::Ingress } else { Side::Egress };
+        for (side, enabled, rule) in rules {
             let state = if enabled { State::Enabled } else { State::Disabled };
             own.add(side, OwnRule { rule: serde_json::from_value(rule).unwrap(), state }).unwrap();
         }
@@ -103,14 +121,19 @@ fn packet() -> impl Strategy<Value = Packet> {
     })
 }
 
+/// Which address was given for which host; each for at most one, and one for none.
+fn was_given(host: &HostPattern, address: Ipv4Addr) -> bool {
+    HOSTS.iter().zip(&ADDRESSES[1..]).any(|(name, given)| host.as_str() == *name && address == *given)
+}
+
 /// What a chain as it is rendered does with the first packet of a flow: nft's own semantics, as nft(8) has them.
-fn decide(direction: &Direction, packet: &Packet) -> Action {
-    for (statements, _) in chain_rules(direction, packet.side) {
+fn decide(rules: &Ruleset, packet: &Packet) -> Action {
+    for (statements, _) in chain_rules(rules, packet.side) {
         for statement in statements {
             let value = serde_json::to_value(&statement).unwrap();
             let (name, body) = value.as_object().unwrap().iter().next().unwrap();
             match name.as_str() {
-                "match" if matches_packet(body, packet) => {}
+                "match" if matches_packet(body, packet, rules.hosts()) => {}
                 // No flow is one too many here.
                 "match" | "ct count" => break,
                 "accept" => return Action::Allow,
@@ -123,8 +146,12 @@ fn decide(direction: &Direction, packet: &Packet) -> Action {
     panic!("a chain has no end")
 }
 
-fn matches_packet(body: &Value, packet: &Packet) -> bool {
+fn matches_packet(body: &Value, packet: &Packet, hosts: &[HostPattern]) -> bool {
     assert_eq!(body["op"], "==");
+    if let Some(place) = body["right"].as_str().and_then(|set| set.strip_prefix("@hosts-")) {
+        assert!(body["left"]["concat"].is_array() && packet.side == Side::Egress);
+        return was_given(&hosts[place.parse::<usize>().unwrap()], packet.peer);
+    }
     let number = match left(&body["left"]).as_str() {
         "meta l4proto" => return body["right"] == protocol(packet),
         "ip saddr" if packet.side == Side::Ingress => packet.peer.to_bits(),
@@ -186,7 +213,7 @@ fn rendered(rules: &Ruleset) -> Batch {
     let renderer = Renderer::new("lab".parse().unwrap(), "10.201.0.0/16".parse().unwrap());
     let mut batch = Batch::default();
     renderer.base(&mut batch);
-    renderer.tenant(&mut batch, Slot(7), rules, Before::Direct).unwrap();
+    renderer.tenant(&mut batch, Slot(7), rules, Before::Direct, &Moves::default()).unwrap();
     batch
 }
 
@@ -227,16 +254,21 @@ proptest! {
     #[test]
     fn a_chain_decides_as_the_rules_say(rules in ruleset(), packets in proptest::collection::vec(packet(), 1..12)) {
         for packet in packets {
-            prop_assert_eq!(decide(rules.side(packet.side), &packet), rules.verdict(&packet), "{:?}", packet);
+            prop_assert_eq!(decide(&rules, &packet), rules.verdict(&packet, &was_given), "{:?}", packet);
         }
     }
 
     #[test]
-    fn rules_that_read_the_same_render_the_same(rule in rule(), side in prop_oneof![Just(Side::Ingress), Just(Side::Egress)]) {
+    fn rules_that_read_the_same_render_the_same(rule in rule()) {
         let one: Rule = serde_json::from_value(rule.clone()).unwrap();
         let two: Rule = serde_json::from_str(&otherwise(&rule)).unwrap();
-        let chain = |rule: &Rule| chain_rules(&Direction { default: Action::Drop, rules: vec![rule.clone()] }, side);
-        prop_assert_eq!(chain(&one), chain(&two));
+        for side in Side::BOTH {
+            let chain = |rule: &Rule| {
+                let direction = Direction { default: Action::Drop, rules: vec![rule.clone()] };
+                direction_rules(&direction, side, &direction.hosts())
+            };
+            prop_assert_eq!(chain(&one), chain(&two));
+        }
         prop_assert!(one.does_as(&two));
     }
 
@@ -245,7 +277,7 @@ proptest! {
         let uses = rendered(&rules).uses();
         for side in Side::BOTH {
             let length = chain_length(rules.side(side));
-            prop_assert_eq!(length, chain_rules(rules.side(side), side).len());
+            prop_assert_eq!(length, chain_rules(&rules, side).len());
             let wanted = u32::try_from(length + 1).unwrap();
             prop_assert_eq!(uses[&chain_name(side, Slot(7))], wanted);
         }

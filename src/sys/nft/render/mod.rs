@@ -13,6 +13,7 @@
 
 mod base;
 mod doors;
+mod hosts;
 mod spell;
 mod tenant;
 mod ways;
@@ -25,6 +26,7 @@ use nftables::stmt::Statement;
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 use serde_json::{Value, json};
 
+pub(super) use hosts::{Moves, comment_of, hosts_in, set_name};
 pub(super) use spell::spell;
 pub(super) use tenant::{chain_length, chain_name, chain_rules};
 pub(super) use ways::Before;
@@ -128,6 +130,10 @@ impl Renderer {
 
     pub(super) fn with_doors(self, doors: Doors) -> Self {
         Self { doors: Some(doors), ..self }
+    }
+
+    pub(super) const fn instance(&self) -> &Instance {
+        &self.instance
     }
 
     pub(super) fn table(&self) -> &str {

@@ -2,16 +2,20 @@
 
 use std::net::Ipv4Addr;
 
+use ipnetwork::Ipv4Network;
 use nftables::expr::{Expression, MetaKey, NamedExpression, Range, Verdict};
 use nftables::schema::{Element, NfListObject};
 use nftables::stmt::{CTCount, JumpTarget, Operator, Reject, RejectType, Statement};
 use nftables::types::{NfFamily, RejectCode};
 
+use super::hosts::{Moves, is_open_to};
 use super::ways::Before;
 use super::words::{matches, meta, payload, prefix, text};
 use super::{Batch, EGRESS, INGRESS, Renderer, SOURCES};
 use crate::domain::Slot;
-use crate::domain::firewall::{Action, Direction, Icmp, Peer, Peers, Ports, Protocol, Rule, Ruleset, Side, Traffic};
+use crate::domain::firewall::{
+    Action, Direction, HostPattern, Icmp, Peer, Peers, Ports, Protocol, Rule, Ruleset, Side, Traffic,
+};
 use crate::domain::network::WayOut;
 
 /// Length of a comment that nft keeps (`NFTNL_UDATA_COMMENT_MAXLEN`, with its final zero).
@@ -23,33 +27,38 @@ const COMMENT_BYTES_MAX: usize = 127;
 pub(in crate::sys::nft) const FLOWS_MAX: u32 = 4_096;
 
 impl Renderer {
-    /// Adds a tenant's chains, or replaces their rules. `None` where the slot lies outside the subnet.
+    /// Adds a tenant's chains, or replaces their rules, and moves what is open by hosts' names along. `None` where the slot lies
+    /// outside the subnet.
     pub(in crate::sys::nft) fn tenant(
         &self,
         batch: &mut Batch,
         slot: Slot,
         rules: &Ruleset,
         before: Before,
+        moves: &Moves,
     ) -> Option<()> {
         let address = self.subnet.address(slot)?;
+        self.host_sets(batch, rules);
         for side in Side::BOTH {
             let chain = chain_name(side, slot);
             batch.add(self.chain(&chain));
             batch.flush(self.chain_value(&chain));
-            for (statements, comment) in chain_rules(rules.side(side), side) {
+            for (statements, comment) in chain_rules(rules, side) {
                 batch.add(self.rule(&chain, statements, comment));
             }
         }
         for element in self.elements(slot, address) {
             batch.add(element);
         }
+        self.host_moves(batch, slot, moves);
         self.way_out(batch, slot, rules.way_out(), before);
         Some(())
     }
 
-    /// Removes a tenant's chains, there or not. `None` where the slot lies outside the subnet.
-    pub(in crate::sys::nft) fn remove(&self, batch: &mut Batch, slot: Slot) -> Option<()> {
+    /// Removes a tenant's chains, there or not, and what was open by hosts' names. `None` where the slot lies outside the subnet.
+    pub(in crate::sys::nft) fn remove(&self, batch: &mut Batch, slot: Slot, moves: &Moves) -> Option<()> {
         let address = self.subnet.address(slot)?;
+        self.host_moves(batch, slot, moves);
         let chains = Side::BOTH.map(|side| chain_name(side, slot));
         for chain in &chains {
             batch.add(self.chain(chain));
@@ -96,10 +105,14 @@ pub(in crate::sys::nft) fn chain_name(side: Side, slot: Slot) -> String {
 pub(in crate::sys::nft) type CommentedRule = (Vec<Statement<'static>>, Option<String>);
 
 /// A chain's rules: the bound of flows, the rules in order, what happens to the rest.
-pub(in crate::sys::nft) fn chain_rules(direction: &Direction, side: Side) -> Vec<CommentedRule> {
+pub(in crate::sys::nft) fn chain_rules(rules: &Ruleset, side: Side) -> Vec<CommentedRule> {
+    direction_rules(rules.side(side), side, rules.hosts())
+}
+
+pub(super) fn direction_rules(direction: &Direction, side: Side, hosts: &[HostPattern]) -> Vec<CommentedRule> {
     let too_many = Statement::CTCount(CTCount { val: Expression::Number(FLOWS_MAX), inv: Some(true) });
     let mut rules = vec![(vec![too_many, Statement::Drop(None)], None)];
-    rules.extend(direction.rules.iter().flat_map(|rule| rule_statements(rule, side)));
+    rules.extend(direction.rules.iter().flat_map(|rule| rule_statements(rule, side, hosts)));
     rules.extend(verdicts(direction.default, None).into_iter().map(|verdict| (verdict, None)));
     rules
 }
@@ -119,10 +132,10 @@ pub(in crate::sys::nft) fn chain_length(direction: &Direction) -> usize {
 /// One rule for every combination of a peer and ports, without anonymous sets: nft reads every set there is, one by one,
 /// before it changes an element anywhere. With two sets in the chains of each of a thousand tenants one more tenant
 /// took 250 ms, without them 11. The bounds of rules say how many that can be.
-pub(super) fn rule_statements(rule: &Rule, side: Side) -> Vec<CommentedRule> {
+pub(super) fn rule_statements(rule: &Rule, side: Side, hosts: &[HostPattern]) -> Vec<CommentedRule> {
     let comment = rule.description.as_ref().map(|text| comment(text.as_str()));
     let mut rules = Vec::new();
-    for peer in any_of(peers(&rule.peers, side)) {
+    for peer in any_of(peers(&rule.peers, side, hosts)) {
         for traffic in traffic(&rule.traffic) {
             for verdict in verdicts(rule.action, rule.traffic.protocol()) {
                 let protocol = traffic.protocol.iter();
@@ -200,8 +213,8 @@ const fn protocol_name(protocol: Protocol) -> &'static str {
     }
 }
 
-/// The peers to match; none where that is everybody.
-fn peers(peers: &Peers, side: Side) -> Vec<Statement<'static>> {
+/// The peers to match; none where that is everybody. `hosts` are all that the rules name, in order.
+fn peers(peers: &Peers, side: Side, hosts: &[HostPattern]) -> Vec<Statement<'static>> {
     if peers.is_any() {
         return Vec::new();
     }
@@ -209,10 +222,15 @@ fn peers(peers: &Peers, side: Side) -> Vec<Statement<'static>> {
         Side::Ingress => "saddr",
         Side::Egress => "daddr",
     };
-    let peer = |peer: &Peer| match peer {
-        Peer::Network(network) => prefix(network.network(), network.prefix()),
+    let network = |network: &Ipv4Network| {
+        let addresses = prefix(network.network(), network.prefix());
+        matches(payload("ip", field), Operator::EQ, addresses)
     };
-    peers.named().iter().map(|one| matches(payload("ip", field), Operator::EQ, peer(one))).collect()
+    let peer = |peer: &Peer| match peer {
+        Peer::Network(addresses) => network(addresses),
+        Peer::Host(host) => is_open_to(hosts, host),
+    };
+    peers.named().iter().map(peer).collect()
 }
 
 /// The ports to match; none where that is all.

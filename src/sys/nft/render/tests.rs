@@ -18,7 +18,7 @@ fn ruleset(policy: &str) -> Ruleset {
 }
 
 fn rendered(rule: &Rule) -> Vec<String> {
-    rule_statements(rule, Side::Egress).iter().map(|(rule, _)| serde_json::to_string(rule).unwrap()).collect()
+    rule_statements(rule, Side::Egress, &[]).iter().map(|(rule, _)| serde_json::to_string(rule).unwrap()).collect()
 }
 
 #[test]
@@ -44,14 +44,31 @@ fn one_tenants_chains() {
         protocol = "icmp4"
     "#;
     let mut batch = Batch::default();
-    renderer().tenant(&mut batch, Slot(7), &ruleset(policy), Before::Unknown).unwrap();
+    renderer().tenant(&mut batch, Slot(7), &ruleset(policy), Before::Unknown, &Moves::default()).unwrap();
     insta::assert_snapshot!(batch.lines());
+}
+
+#[test]
+fn rules_that_name_hosts() {
+    let policy = r#"
+        ingress.default = "drop"
+        egress.default = "drop"
+        [[egress.rules]]
+        action = "allow"
+        protocol = "tcp"
+        peers = ["shop.example", "*.api.example", "192.0.2.1"]
+        ports = ["443"]
+    "#;
+    let mut batch = Batch::default();
+    renderer().tenant(&mut batch, Slot(7), &ruleset(policy), Before::Direct, &Moves::default()).unwrap();
+    let lines: Vec<String> = batch.lines().lines().filter(|line| line.contains("hosts-")).map(str::to_owned).collect();
+    insta::assert_snapshot!(lines.join("\n"));
 }
 
 #[test]
 fn a_tenants_removal() {
     let mut batch = Batch::default();
-    renderer().remove(&mut batch, Slot(7)).unwrap();
+    renderer().remove(&mut batch, Slot(7), &Moves::default()).unwrap();
     insta::assert_snapshot!(batch.lines());
 }
 
@@ -76,7 +93,7 @@ fn alternatives_become_rules_and_never_sets() {
 #[test]
 fn a_slot_outside_the_subnet_is_not_rendered() {
     let renderer = Renderer::new("lab".parse().unwrap(), "10.201.0.0/28".parse().unwrap());
-    assert_eq!(renderer.remove(&mut Batch::default(), Slot(15)), None);
+    assert_eq!(renderer.remove(&mut Batch::default(), Slot(15), &Moves::default()), None);
 }
 
 #[test]
