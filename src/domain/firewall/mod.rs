@@ -26,4 +26,4 @@ pub use rule::{
     Action, DESCRIPTION_BYTES_MAX, Description, DescriptionError, Ends, Icmp, Protocol, RawRule, Rule, RuleError,
     Traffic,
 };
-pub use ruleset::{Base, Direction, Packet, Payload, Ruleset, Side};
+pub use ruleset::{Base, Direction, METADATA, Packet, Payload, Ruleset, Side};

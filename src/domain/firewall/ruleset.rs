@@ -14,6 +14,11 @@ use crate::domain::Subnet;
 use crate::domain::network::WayOut;
 use crate::domain::policy::{Policy, PolicyError};
 
+/// Metadata services of clouds that are not link-local: Alibaba's, Azure's wire server, Oracle's. They hand out the host's secrets to
+/// whoever asks from its address, and serve nothing else that a tenant has a use for.
+pub const METADATA: [Ipv4Addr; 3] =
+    [Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(168, 63, 129, 16), Ipv4Addr::new(192, 0, 0, 192)];
+
 /// Which way packets go that open a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -162,8 +167,7 @@ impl Ruleset {
     }
 }
 
-/// The base rules, which no policy opens, as far as an address tells: other tenants, and link-local addresses with the metadata
-/// services among them. (That a tenant does not reach this host at any of its addresses the kernel alone can tell.)
+/// The base rules, which no policy opens, as far as an address tells: other tenants, link-local addresses and metadata services. (That a tenant does not reach this host at any of its addresses the kernel alone can tell.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Base {
     /// Tenants' addresses.
@@ -174,7 +178,8 @@ impl Base {
     /// Whether a flow is closed whatever the rules say.
     pub fn closes(self, packet: &Packet) -> bool {
         let tenant = self.subnet.network().contains(packet.peer);
-        tenant || (packet.side == Side::Egress && packet.peer.is_link_local())
+        let metadata = packet.peer.is_link_local() || METADATA.contains(&packet.peer);
+        tenant || (packet.side == Side::Egress && metadata)
     }
 
     /// What becomes of the flow that a packet opens.
@@ -267,7 +272,8 @@ mod tests {
         let open = policy("ingress.default = 'allow'\negress.default = 'allow'\n");
         let rules = Ruleset::new(&open, &OwnRules::default()).unwrap();
         let base = Base { subnet: "10.201.0.0/16".parse().unwrap() };
-        for peer in [[10, 201, 0, 9], [169, 254, 169, 254], [169, 254, 1, 1]] {
+        for peer in [[10, 201, 0, 9], [169, 254, 169, 254], [169, 254, 1, 1], [100, 100, 100, 200], [168, 63, 129, 16]]
+        {
             let packet = to(peer.into(), tcp(80));
             assert_eq!(
                 (rules.verdict(&packet, NOBODY), base.verdict(&rules, &packet, NOBODY)),

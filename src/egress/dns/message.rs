@@ -11,7 +11,7 @@ use hickory_proto::rr::{DNSClass, RData, Record, RecordType};
 use ipnetwork::Ipv4Network;
 
 use crate::domain::Subnet;
-use crate::domain::firewall::Told;
+use crate::domain::firewall::{METADATA, Told};
 use crate::sys::gateway::is_public;
 
 /// The longest question that is read, in bytes. A name has at most 255, and this leaves room for EDNS options.
@@ -226,7 +226,9 @@ fn address_in(record: &Record) -> Option<IpAddr> {
 /// lead there, and whether a tenant may follow them the firewall's rules say.
 pub(super) fn is_closed(address: IpAddr, subnet: Subnet) -> bool {
     match address.to_canonical() {
-        IpAddr::V4(address) => LINK_LOCAL.contains(address) || subnet.network().contains(address),
+        IpAddr::V4(address) => {
+            LINK_LOCAL.contains(address) || METADATA.contains(&address) || subnet.network().contains(address)
+        }
         IpAddr::V6(_) => false,
     }
 }

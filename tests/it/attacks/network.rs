@@ -2,13 +2,17 @@
 //! which machines find and configure each other. What the rules do with packets that get out is in `it/network.rs`.
 
 use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
 
+use hickory_proto::rr::RecordType;
 use libc::*;
+use tenantry::domain::slot::GATEWAY;
 
-use super::{Stage, attack};
+use super::{Stage, attack, attack_with};
 use crate::call;
 use crate::support::attacker::{Answer, Arg, Order};
-use crate::support::net::{HOST, Netns, SILENCE, Sink};
+use crate::support::name_server::{ask, question};
+use crate::support::net::{HOST, Netns, PATIENCE, SILENCE, Sink, nft};
 
 /// `struct sockaddr_in`.
 fn socket_address(address: Ipv4Addr, port: u16) -> Arg {
@@ -50,6 +54,68 @@ fn no_port_of_the_host_answers() {
         // The knocking itself works: its own server answers, and refuses elsewhere.
         let own = stage.villain.try_to(Order::knock(Ipv4Addr::LOCALHOST, 8079, 8081)).await;
         assert_eq!(own.result, 3);
+    });
+}
+
+/// Flows that an address has opened and the kernel tracks: its packets are named first.
+fn flows_of(address: Ipv4Addr) -> usize {
+    let opened_by = format!("{address} ");
+    let table = std::fs::read_to_string("/proc/thread-self/net/nf_conntrack").unwrap();
+    table.lines().filter(|line| line.split("src=").nth(1).is_some_and(|rest| rest.starts_with(&opened_by))).count()
+}
+
+/// Flows that one tenant may have open by its rules, and as many to the resolver.
+const FLOWS_MAX: usize = 4_096;
+
+/// Orders that send one datagram from a port of its own each, to ports of an address: a flow each.
+fn datagrams(target: Ipv4Addr, port: impl Fn(u16) -> u16, count: u16) -> Vec<Order> {
+    let send = |n| {
+        let sent = |socket| {
+            let (text, name) = (Arg::Bytes(b"x".to_vec()), socket_address(target, port(n)));
+            Order::call(SYS_sendto, &[socket, text, 1.into(), 0.into(), name, ADDRESS_BYTES.into()])
+        };
+        let (socket, place) = (call!(SYS_socket, AF_INET, SOCK_DGRAM, 0), usize::from(n) * 3);
+        [socket, sent(Arg::Result(place)), Order::call(SYS_close, &[Arg::Result(place)])]
+    };
+    (0..count).flat_map(send).collect()
+}
+
+#[test]
+fn flows_without_end_fill_neither_the_kernels_table_nor_the_resolver() {
+    const DATAGRAMS: u16 = 6_000;
+    attack_with("[dns]\nupstreams = ['198.51.100.1']\n", async |stage| {
+        let villain = address_of(stage, &stage.villain.id).await;
+        stage.villain.obey(&datagrams(Ipv4Addr::new(198, 51, 100, 1), |n| 10_000 + n, DATAGRAMS)).await;
+        let outwards = flows_of(villain);
+        assert!((1_000..=FLOWS_MAX).contains(&outwards), "{outwards} flows");
+        // The resolver is another way, with a bound of its own; it takes 500 a second at most, so it takes a while.
+        let begin = Instant::now();
+        while begin.elapsed() < Duration::from_secs(12) {
+            stage.villain.obey(&datagrams(GATEWAY, |_| 53, 2_000)).await;
+        }
+        let all = flows_of(villain);
+        assert!((outwards + 1_000..=2 * FLOWS_MAX).contains(&all), "{all} flows, {outwards} outwards");
+        println!("{outwards} flows outwards, {all} in all");
+        // The neighbour's first connection, and its first question.
+        let asked = question("localhost.", RecordType::A);
+        let inside = Netns::of_process(u32::try_from(stage.init_of(&stage.neighbour)).unwrap()).unwrap();
+        assert!(ask(&inside, GATEWAY, &asked, PATIENCE).is_some());
+    });
+}
+
+#[test]
+fn a_port_that_is_published_for_a_neighbour_leads_no_tenant_there() {
+    attack(async |stage| {
+        let neighbour = address_of(stage, &stage.neighbour.id).await;
+        // As an operator might, beside the proxy; a container that runs there answers strangers if its policy lets them in.
+        nft("add table ip published");
+        nft("add chain ip published in { type nat hook prerouting priority -100 ; }");
+        nft(&format!("add rule ip published in ip daddr {HOST} tcp dport 8443 dnat to {neighbour}:8080"));
+        let knocked = stage.villain.try_to(Order::knock(HOST, 8443, 8443)).await;
+        assert_eq!(knocked.result, 0, "{knocked:?}");
+        let own = stage.neighbour.try_to(Order::knock(HOST, 8443, 8443)).await;
+        assert_eq!(own.result, 0, "not even itself: {own:?}");
+        nft("delete table ip published");
     });
 }
 

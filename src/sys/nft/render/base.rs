@@ -11,6 +11,7 @@ use serde_json::json;
 use super::doors::by_the_doors;
 use super::words::{by_interface, goto, matches, meta, payload, prefix, text};
 use super::{Batch, EGRESS, INGRESS, Renderer, SOURCES};
+use crate::domain::firewall::METADATA;
 
 const FROM_TENANT: &str = "from-tenant";
 const TO_TENANT: &str = "to-tenant";
@@ -81,6 +82,8 @@ impl Renderer {
         let network = self.subnet.network();
         let within = |field| matches(payload("ip", field), Operator::EQ, prefix(network.network(), network.prefix()));
         let (accept, drop) = (|| Statement::Accept(None), || Statement::Drop(None));
+        let to = |address: Ipv4Addr| matches(payload("ip", "daddr"), Operator::EQ, text(address.to_string()));
+        let [alibaba, azure, oracle] = METADATA.map(|address| (FROM_TENANT, vec![to(address), drop()]));
         vec![
             ("forward", vec![from_tenants(), goto(FROM_TENANT)]),
             ("forward", vec![to_tenants(Operator::EQ), goto(TO_TENANT)]),
@@ -94,6 +97,9 @@ impl Renderer {
             // Untracked answers would leave with the tenant's own address.
             (FROM_TENANT, vec![state(&["invalid"]), drop()]),
             (FROM_TENANT, vec![answers(), accept()]),
+            alibaba,
+            azure,
+            oracle,
             (FROM_TENANT, vec![by_interface(MetaKey::Iifname, EGRESS)]),
             (FROM_TENANT, vec![drop()]),
             (TO_TENANT, vec![not_ipv4(), drop()]),

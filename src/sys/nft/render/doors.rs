@@ -14,7 +14,7 @@ use nftables::expr::{CT, Expression, MetaKey, NamedExpression};
 use nftables::schema::{NfListObject, Set, SetFlag, SetType, SetTypeValue};
 use nftables::stmt::{JumpTarget, NAT, NATFamily, Operator, Statement};
 use nftables::types::{NfChainType, NfFamily, NfHook};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::words::{matches, meta, payload, text};
 use super::{Batch, Renderer};
@@ -33,6 +33,12 @@ const CALLS_PER_S_MAX: u32 = 500;
 const CALLER_S: u32 = 10;
 /// Addresses of the largest subnet.
 const CALLERS_MAX: u32 = 65_536;
+
+/// Flows of one tenant that may be open to the resolver at once: every question of a resolver that takes a new port for each, at the
+/// rate that the daemon answers, for the half minute that the kernel remembers a flow of two packets.
+const FLOWS_MAX: u32 = 4_096;
+/// Who has how many.
+const CALLERS_FLOWS: &str = "callers-flows";
 
 /// DNS (RFC 1035, 4.2).
 pub(super) const DNS_PORT: u16 = 53;
@@ -55,6 +61,15 @@ impl Renderer {
             size: Some(CALLERS_MAX),
             ..Set::default()
         })));
+        batch.add(NfListObject::Set(Box::new(Set {
+            family: NfFamily::INet,
+            table: self.table().to_owned().into(),
+            name: CALLERS_FLOWS.into(),
+            // nft makes it one that rules fill, since one does. The kernel takes out who has no flow left.
+            set_type: SetTypeValue::Single(SetType::Ipv4Addr),
+            size: Some(CALLERS_MAX),
+            ..Set::default()
+        })));
         batch.add(self.base_chain(PREROUTING, NfChainType::NAT, NfHook::Prerouting, PRIORITY_DSTNAT));
         for protocol in ["udp", "tcp"] {
             let asked = vec![self.sent_by_tenants(Operator::EQ), to_gateway(), to_port(protocol, DNS_PORT)];
@@ -64,6 +79,10 @@ impl Renderer {
         self.too_often(batch, led("udp", doors.dns));
         self.too_often(batch, [led("tcp", doors.dns), vec![is_new()]].concat());
         self.too_often(batch, [led("tcp", doors.relay), vec![is_new()]].concat());
+        // Those to the relay have passed the tenant's own chain, which counts them.
+        for protocol in ["udp", "tcp"] {
+            self.too_many(batch, [led(protocol, doors.dns), vec![is_new()]].concat());
+        }
         for (protocol, port) in [("udp", doors.dns), ("tcp", doors.dns), ("tcp", doors.relay)] {
             let accepted = [led(protocol, port), vec![Statement::Accept(None)]].concat();
             batch.add(self.rule(DOORS, accepted, None));
@@ -72,12 +91,24 @@ impl Renderer {
         }
     }
 
-    /// A rule that drops what comes too often. The crate's schema knows no statements within an element, so it is written out.
+    /// A rule that drops what comes too often.
     fn too_often(&self, batch: &mut Batch, conditions: Vec<Statement<'static>>) {
         let limit =
             json!({ "limit": { "rate": CALLS_PER_S_MAX, "burst": CALLS_PER_S_MAX, "per": "second", "inv": true } });
+        self.counted(batch, conditions, "update", CALLERS, &limit);
+    }
+
+    /// A rule that drops flows of whoever has too many: the kernel's table of them is all tenants' and this host's.
+    fn too_many(&self, batch: &mut Batch, conditions: Vec<Statement<'static>>) {
+        let limit = json!({ "ct count": { "val": FLOWS_MAX, "inv": true } });
+        self.counted(batch, conditions, "add", CALLERS_FLOWS, &limit);
+    }
+
+    /// A rule that drops what exceeds a limit that is kept for each source. The crate's schema knows no statements within an element, so
+    /// it is written out.
+    fn counted(&self, batch: &mut Batch, conditions: Vec<Statement<'static>>, op: &str, set: &str, limit: &Value) {
         let counted = json!({ "set": {
-            "op": "update", "elem": payload("ip", "saddr"), "set": format!("@{CALLERS}"), "stmt": [limit] } });
+            "op": op, "elem": payload("ip", "saddr"), "set": format!("@{set}"), "stmt": [limit] } });
         let mut statements: Vec<_> = conditions.iter().map(|one| json!(one)).collect();
         statements.extend([counted, json!({ "drop": null })]);
         let rule = json!({ "family": "inet", "table": self.table(), "chain": DOORS, "expr": statements });

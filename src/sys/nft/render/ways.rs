@@ -22,6 +22,7 @@ use super::doors::{DNS_PORT, PREROUTING, ct, lead_to, to_gateway, to_port, was_l
 use super::words::{by_interface, goto, matches, meta, payload, prefix, text};
 use super::{Batch, EGRESS, Renderer};
 use crate::domain::Slot;
+use crate::domain::firewall::METADATA;
 use crate::domain::network::WayOut;
 
 /// Interfaces of tenants whose TCP goes to the relay; also the chain of what they send.
@@ -73,6 +74,8 @@ impl Renderer {
         let established = || matches(ct("state"), Operator::IN, text("established"));
         let reset = Statement::Reject(Some(Reject::new(Some(RejectType::TCPReset), None)));
         let subnet = self.subnet.network();
+        let [alibaba, azure, oracle] =
+            METADATA.map(|address| (RELAYED, vec![within(text(address.to_string())), drop()]));
         let mut rules = vec![
             (WAYS, vec![from(BLOCKED), goto(BLOCKED)]),
             (WAYS, vec![from(RELAYED), goto(RELAYED)]),
@@ -85,6 +88,9 @@ impl Renderer {
             (RELAYED, vec![matches(to_this_host, Operator::EQ, text("local")), drop()]),
             (RELAYED, vec![within(prefix(LINK_LOCAL.0, LINK_LOCAL.1)), drop()]),
             (RELAYED, vec![within(prefix(subnet.network(), subnet.prefix())), drop()]),
+            alibaba,
+            azure,
+            oracle,
             (RELAYED, vec![established(), was_led(), accept()]),
             // It began when the way was straight.
             (RELAYED, vec![established(), reset]),
