@@ -20,7 +20,7 @@ pub enum Command {
     List(One),
     /// Add a rule behind the container's others; its policy's rules come after all of them
     #[command(
-        after_help = "Examples:\n  tenantry firewall add acme egress --action allow --protocol tcp --peer 10.0.0.7 --port 5432 --description 'the database'\n  tenantry firewall add acme egress --action reject --protocol tcp --port 25\n  tenantry firewall add acme ingress --action allow --protocol tcp --peer 192.0.2.0/24 --port 22,8000-8100"
+        after_help = "Examples:\n  tenantry firewall add acme egress --action allow --protocol tcp --peer 10.0.0.7 --port 5432 --description 'the database'\n  tenantry firewall add acme egress --action allow --protocol tcp --peer api.stripe.com,*.sentry.io --port 443\n  tenantry firewall add acme egress --action reject --protocol tcp --port 25\n  tenantry firewall add acme ingress --action allow --protocol tcp --peer 192.0.2.0/24 --port 22,8000-8100"
     )]
     Add {
         #[command(flatten)]
@@ -118,7 +118,7 @@ pub struct Parts {
     /// Any where left out
     #[arg(long, value_parser = ["tcp", "udp", "icmp4"])]
     protocol: Option<String>,
-    /// The other side: IPv4 addresses and networks, with commas; any where left out
+    /// The other side: IPv4 addresses and networks, with commas; where egress is allowed, also hosts by name; any where left out
     #[arg(long, value_name = "NETWORKS")]
     peer: Option<String>,
     /// Destination ports, as 443 or 80-90 or 80,443; any where left out

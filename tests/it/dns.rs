@@ -59,6 +59,34 @@ fn a_container_resolves_where_its_egress_is_closed() {
 }
 
 #[test]
+fn a_containers_own_name_servers_are_asked_instead_from_the_moment_they_are_set() {
+    // Where the daemon's own are, nobody answers.
+    play_in_lab("[dns]\nupstreams = ['203.0.113.1']\n", async |daemon, lab| {
+        let server = NameServer::listen(&lab.internet);
+        let client = &daemon.client;
+        let project = client.create_project("acme").await;
+        let (one, other) = (container(client, &project, "no-egress").await, container(client, &project, "web").await);
+        let asks = |container: &Value, name: &str| {
+            let asked = question(name, RecordType::A);
+            ask(&daemon.netns(container), GATEWAY, &asked, Duration::from_secs(6)).unwrap()
+        };
+        assert_eq!(code(&asks(&one, "before.example.")), ResponseCode::ServFail);
+        let network = format!("/containers/{}/network", id_of(&one));
+        client.put(&network, json!({ "dns_servers": ["198.51.100.1"] })).await.data(200);
+        assert_eq!(addresses(&asks(&one, "after.example.")), [INTERNET]);
+        assert_eq!(code(&asks(&other, "other.example.")), ResponseCode::ServFail);
+        assert_eq!(server.asked(), ["udp after.example."], "nobody else's questions come there");
+        // Whoever may call the API may not point the daemon at what listens on this host for itself; not by a detour either.
+        client.put(&network, json!({ "dns_servers": [HOST.to_string()] })).await.refused(400, "VALIDATION_ERROR");
+        client.put(&network, json!({ "dns_servers": ["203.0.113.9"] })).await.data(200);
+        ip("address add 203.0.113.9/32 dev uplink");
+        let own = NameServer::listen_at(&Netns::current(), Ipv4Addr::new(203, 0, 113, 9));
+        assert_eq!(code(&asks(&one, "inward.example.")), ResponseCode::ServFail);
+        assert_eq!(own.asked(), [""; 0]);
+    });
+}
+
+#[test]
 fn a_copy_has_a_name_of_its_own_and_the_same_resolver() {
     play_in_lab(CONFIG, async |daemon, _lab| {
         let client = &daemon.client;

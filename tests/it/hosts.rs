@@ -17,9 +17,7 @@ use tenantry::sys::nft::{Firewall, NftFirewall};
 use crate::support::daemon::{Client, Daemon, id_of, play_in_lab};
 use crate::support::machine::{Machine, instance, policy, rules_of, subnet};
 use crate::support::name_server::{MANY, NameServer, addresses, ask, question};
-use crate::support::net::{
-    Conversation, Echo, HOST, INTERNET, METADATA, Netns, PATIENCE, PRIVATE, SILENCE, nft, refused, talk,
-};
+use crate::support::net::{Conversation, Echo, HOST, INTERNET, METADATA, Netns, PATIENCE, PRIVATE, nft, refused, talk};
 use crate::support::proxies::{Kind, Proxy};
 
 const CONFIG: &str = "[dns]\nupstreams = ['198.51.100.1']\n";

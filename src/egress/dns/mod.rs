@@ -42,7 +42,7 @@ const BURST_S: u32 = 3;
 /// Questions of one tenant that wait for a name server.
 const WAITING_OF_ONE_MAX: usize = 64;
 /// Questions of all tenants that wait for a name server; each has a socket.
-const WAITING_OF_ALL_MAX: usize = 1_024;
+const WAITING_OF_ALL_MAX: usize = 4_096;
 /// For the firewall to open what was asked for, in milliseconds: it may have the rules of many tenants to load first.
 const OPENING_MS_MAX: u64 = 2_000;
 /// TCP connections of one tenant.

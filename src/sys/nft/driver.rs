@@ -158,6 +158,14 @@ type Replies = Vec<Reply<()>>;
 /// Chains to load, by slot, with everybody who waits for them.
 type Applies = BTreeMap<Slot, (Arc<Ruleset>, Replies)>;
 
+/// What goes together in one round: changes of rules in one transaction, and behind them what tenants are told, which so meets the rules
+/// that are in force by then.
+#[derive(Debug, Default)]
+struct Changes {
+    applies: Applies,
+    tellings: Vec<(Slot, Told, Reply<()>)>,
+}
+
 /// The removals under way.
 #[derive(Debug)]
 struct Behind {
@@ -229,16 +237,16 @@ impl Task {
     async fn carry_out(&mut self, order: Order) -> Option<Order> {
         // Whoever gave up waiting does not hear the answer; the work is done all the same.
         match order {
-            order @ (Order::Apply { .. } | Order::Remove { .. }) => {
-                let mut applies = Applies::new();
-                // It is one of the two that are sorted.
-                drop(self.sort(&mut applies, order));
-                let held = self.gather(&mut applies).await;
-                self.apply(applies).await;
+            order @ (Order::Apply { .. } | Order::Remove { .. } | Order::Tell { .. }) => {
+                let mut changes = Changes::default();
+                // It is one of those that are sorted.
+                drop(self.sort(&mut changes, order));
+                let held = self.gather(&mut changes).await;
+                self.apply(changes.applies).await;
+                for (slot, told, reply) in changes.tellings {
+                    let _ = reply.send(self.tell(slot, &told).await);
+                }
                 return held;
-            }
-            Order::Tell { slot, told, reply } => {
-                let _ = reply.send(self.tell(slot, &told).await);
             }
             Order::Load { tenants, reply } => {
                 self.finish_removals().await;
@@ -261,29 +269,34 @@ impl Task {
     }
 
     /// Takes further changes off the queue; gives back the first order that is something else.
-    async fn gather(&mut self, applies: &mut Applies) -> Option<Order> {
+    async fn gather(&mut self, changes: &mut Changes) -> Option<Order> {
         // Callers who are ready to ask get to ask.
         tokio::task::yield_now().await;
         for _ in 1..MERGE_MAX {
-            let combinations: usize = applies.values().map(|(rules, _)| rules.combinations()).sum();
+            let combinations: usize = changes.applies.values().map(|(rules, _)| rules.combinations()).sum();
             if combinations > MERGED_COMBINATIONS_MAX {
                 break;
             }
             let order = self.orders.try_recv().ok()?;
-            if let Some(other) = self.sort(applies, order) {
+            if let Some(other) = self.sort(changes, order) {
                 return Some(other);
             }
         }
         None
     }
 
-    /// Of several orders for one slot the last counts, and everybody gets its outcome. Gives back what is no change of rules.
-    fn sort(&mut self, applies: &mut Applies, order: Order) -> Option<Order> {
+    /// Of several orders for one slot the last counts, and everybody gets its outcome. Gives back what does not go together with others.
+    fn sort(&mut self, changes: &mut Changes, order: Order) -> Option<Order> {
         let (slot, rules, reply) = match order {
             Order::Apply { slot, rules, reply } => (slot, Some(rules), reply),
             Order::Remove { slot, reply } => (slot, None, reply),
+            Order::Tell { slot, told, reply } => {
+                changes.tellings.push((slot, told, reply));
+                return None;
+            }
             other => return Some(other),
         };
+        let applies = &mut changes.applies;
         let mut replies = applies.remove(&slot).map(|(_, replies)| replies).unwrap_or_default();
         replies.extend(self.removals.remove(&slot).unwrap_or_default());
         replies.push(reply);
@@ -295,6 +308,9 @@ impl Task {
     }
 
     async fn apply(&mut self, applies: Applies) {
+        if applies.is_empty() {
+            return;
+        }
         if self.behind.as_ref().is_some_and(|behind| applies.keys().any(|slot| behind.slots.contains(slot))) {
             ended(&mut self.behind).await;
         }
@@ -373,7 +389,16 @@ impl Task {
             None => Memory::Lost,
         };
         if self.loaded.is_none() {
-            self.openings.recall(self.kernel.recall(&tenants).await?);
+            match self.kernel.recall(&tenants).await {
+                Ok(found) => self.openings.recall(found),
+                // They ask again; nothing is open that should not be.
+                Err(error) => {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "what was open for hosts' names is forgotten"
+                    );
+                }
+            }
         }
         self.kernel.load(&tenants, &self.openings).await?;
         self.openings.loaded(&tenants);

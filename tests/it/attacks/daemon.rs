@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::process::Command;
 use std::time::Instant;
 
 use reqwest::Method;
@@ -11,6 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::attack;
+use crate::skips::skipped;
 use crate::support::daemon::{id_of, patience, play};
 
 const API: &str = "127.0.0.1:7070";
@@ -199,4 +201,28 @@ fn a_tenants_root_does_not_reach_the_api() {
         let tries = "for a in 127.0.0.1 169.254.1.1 203.0.113.2 10.201.0.1; do wget -q -T 1 -O - http://$a:7070/readyz 2>/dev/null && echo $a; done";
         assert_eq!(stage.villain.sh(tries).await, "");
     });
+}
+
+/// What systemd itself says of the unit that is shipped.
+#[test]
+fn systemd_takes_the_unit_and_finds_it_confined() {
+    let folder = tempfile::tempdir().unwrap();
+    let unit =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/systemd/tenantry.service")).unwrap();
+    let path = folder.path().join("tenantry.service");
+    // The program does not lie where the unit wants it.
+    fs::write(&path, unit.replace("/usr/local/bin/tenantry", env!("CARGO_BIN_EXE_tenantry"))).unwrap();
+    let analyze = |words: &[&str]| Command::new("systemd-analyze").args(words).arg(&path).output();
+    let verified = match analyze(&["verify", "--man=no"]) {
+        Ok(output) => output,
+        Err(error) => {
+            return skipped("systemd_takes_the_unit_and_finds_it_confined", &format!("systemd-analyze: {error}"));
+        }
+    };
+    let said = String::from_utf8_lossy(&verified.stderr);
+    let about: Vec<&str> = said.lines().filter(|line| line.contains("tenantry.service")).collect();
+    assert!(verified.status.success() && about.is_empty(), "{said}");
+    // Of 10, where 10 is no confinement at all. A runtime of containers needs most of what it is not denied.
+    let rated = analyze(&["security", "--offline=true", "--no-pager", "--threshold=70"]).unwrap();
+    assert!(rated.status.success(), "{}", String::from_utf8_lossy(&rated.stdout));
 }

@@ -31,7 +31,12 @@ pub struct NameServer {
 impl NameServer {
     /// Listens on port 53 of [`INTERNET`], in a namespace that has it: answers come from where was asked.
     pub fn listen(netns: &Netns) -> Self {
-        let at = (INTERNET, 53);
+        Self::listen_at(netns, INTERNET)
+    }
+
+    /// Listens on port 53 of another address.
+    pub fn listen_at(netns: &Netns, address: Ipv4Addr) -> Self {
+        let at = (address, 53);
         let udp = in_ticks(netns.run(|| UdpSocket::bind(at).unwrap()));
         let tcp = in_ticks(netns.run(|| TcpListener::bind(at).unwrap()));
         let (asked, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
