@@ -1,4 +1,4 @@
-//! [`Firewall`] as the kernel keeps it: one task owns the table, and knows what should be in it.
+//! The firewall's task: it owns the table, and knows what should be in it.
 //!
 //! A run of nft costs milliseconds whatever it changes, so what is asked for while one runs goes into the next one
 //! together. Where a merged transaction is refused each slot is tried alone, so that one tenant's bad rules fail no
@@ -15,22 +15,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use async_trait::async_trait;
 use jiff::Timestamp;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::kernel::{Change, Kernel, Outcomes, Rules, Scope};
 use super::openings::{Memory, Named, Openings};
-use super::render::{Renderer, Uses, chain_length, chain_name};
-use super::{Firewall, FirewallError, Inspection, Repairs};
+use super::orders::{Order, Reply};
+use super::render::{Uses, chain_length, chain_name};
+use super::{FirewallError, Inspection, Repairs};
+use crate::domain::Slot;
 use crate::domain::firewall::{Ruleset, Side, Told};
-use crate::domain::{Instance, Slot, Subnet};
-use crate::sys::gateway::Doors;
-
-/// Orders that wait for the task; a further caller waits for room.
-const QUEUE_MAX: usize = 1024;
 
 /// Orders in one transaction.
 const MERGE_MAX: usize = 512;
@@ -48,109 +44,6 @@ const TELLING_TRIES_MAX: u32 = 1;
 
 /// Looks that are put off in a row because removals are under way.
 const WATCHES_PUT_OFF_MAX: u32 = 2;
-
-type Reply<T> = oneshot::Sender<Result<T, FirewallError>>;
-
-#[derive(Debug)]
-enum Order {
-    Apply { slot: Slot, rules: Arc<Ruleset>, reply: Reply<()> },
-    Remove { slot: Slot, reply: Reply<()> },
-    Load { tenants: Rules, reply: Reply<()> },
-    List { reply: Reply<Vec<Slot>> },
-    Tell { slot: Slot, told: Told, reply: Reply<()> },
-    Inspect { slot: Slot, reply: Reply<Inspection> },
-    Unload { reply: Reply<()> },
-}
-
-/// The firewall of one instance, in the network namespace of the runtime's threads.
-///
-/// Cheap to clone; the task ends with the last clone.
-#[derive(Debug, Clone)]
-pub struct NftFirewall {
-    queue: mpsc::Sender<Order>,
-    kernel: Arc<Kernel>,
-    named: Named,
-}
-
-impl NftFirewall {
-    /// Starts the task on the current tokio runtime. Touches nothing yet.
-    pub fn new(instance: Instance, subnet: Subnet) -> Self {
-        Self::rendering(Renderer::new(instance, subnet))
-    }
-
-    /// As [`NftFirewall::new`], with a way for tenants to the daemon's own sockets.
-    pub fn with_doors(instance: Instance, subnet: Subnet, doors: Doors) -> Self {
-        Self::rendering(Renderer::new(instance, subnet).with_doors(doors))
-    }
-
-    fn rendering(renderer: Renderer) -> Self {
-        let (queue, orders) = mpsc::channel(QUEUE_MAX);
-        let kernel = Kernel::new(renderer);
-        let named = Named::default();
-        let mut ticks = interval(Duration::from_millis(WATCH_MS));
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let task = Task {
-            orders,
-            kernel: kernel.clone(),
-            loaded: None,
-            openings: Openings::new(named.clone()),
-            removals: BTreeMap::new(),
-            behind: None,
-            ticks,
-            watch: Watch::default(),
-            repairs: Repairs::default(),
-        };
-        tokio::spawn(task.run());
-        Self { queue, kernel, named }
-    }
-
-    /// How many transactions nft was given so far.
-    pub fn transactions(&self) -> u64 {
-        self.kernel.transactions()
-    }
-
-    async fn order<T>(&self, order: impl FnOnce(Reply<T>) -> Order) -> Result<T, FirewallError> {
-        let (reply, answer) = oneshot::channel();
-        self.queue.send(order(reply)).await.map_err(|_| FirewallError::Closed)?;
-        answer.await.map_err(|_| FirewallError::Closed)?
-    }
-}
-
-#[async_trait]
-impl Firewall for NftFirewall {
-    async fn load(&self, tenants: &[(Slot, Arc<Ruleset>)]) -> Result<(), FirewallError> {
-        let tenants = tenants.iter().cloned().collect();
-        self.order(|reply| Order::Load { tenants, reply }).await
-    }
-
-    async fn apply(&self, slot: Slot, rules: &Arc<Ruleset>) -> Result<(), FirewallError> {
-        let rules = rules.clone();
-        self.order(|reply| Order::Apply { slot, rules, reply }).await
-    }
-
-    async fn remove(&self, slot: Slot) -> Result<(), FirewallError> {
-        self.order(|reply| Order::Remove { slot, reply }).await
-    }
-
-    async fn tell(&self, slot: Slot, told: Told) -> Result<(), FirewallError> {
-        if !self.named.name(slot, &told.name) {
-            return Ok(());
-        }
-        self.order(|reply| Order::Tell { slot, told, reply }).await
-    }
-
-    async fn list(&self) -> Result<Vec<Slot>, FirewallError> {
-        self.order(|reply| Order::List { reply }).await
-    }
-
-    async fn inspect(&self, slot: Slot) -> Result<Inspection, FirewallError> {
-        self.order(|reply| Order::Inspect { slot, reply }).await
-    }
-
-    async fn unload(&self) -> Result<(), FirewallError> {
-        self.order(|reply| Order::Unload { reply }).await
-    }
-}
 
 /// What waits for a slot's order to be carried out.
 type Replies = Vec<Reply<()>>;
@@ -192,7 +85,7 @@ enum Table {
     Broken,
 }
 
-struct Task {
+pub(super) struct Task {
     orders: mpsc::Receiver<Order>,
     kernel: Arc<Kernel>,
     /// What should be in the table; `None` where there should be no table.
@@ -207,8 +100,25 @@ struct Task {
 }
 
 impl Task {
-    /// Until the last [`NftFirewall`] is dropped.
-    async fn run(mut self) {
+    /// Begins with nothing loaded. Touches nothing yet.
+    pub(super) fn new(orders: mpsc::Receiver<Order>, kernel: Arc<Kernel>, named: Named) -> Self {
+        let mut ticks = interval(Duration::from_millis(WATCH_MS));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self {
+            orders,
+            kernel,
+            loaded: None,
+            openings: Openings::new(named),
+            removals: BTreeMap::new(),
+            behind: None,
+            ticks,
+            watch: Watch::default(),
+            repairs: Repairs::default(),
+        }
+    }
+
+    /// Until nobody is left who could give an order.
+    pub(super) async fn run(mut self) {
         let mut held = None;
         loop {
             self.start_removals();

@@ -11,6 +11,7 @@ mod folder;
 mod kernel;
 mod netfilter;
 mod openings;
+mod orders;
 mod render;
 mod run;
 
@@ -22,8 +23,8 @@ use jiff::Timestamp;
 use crate::domain::Slot;
 use crate::domain::firewall::{Ruleset, Told};
 
-pub use driver::NftFirewall;
 pub use folder::{PolicyFolderError, load_policies};
+pub use orders::NftFirewall;
 
 /// A firewall operation that failed.
 ///
