@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tenantry::sys::folders::{LOG_BYTES_MAX, LOG_DISK_MAX};
 
+use crate::call;
+use crate::support::attacker::{ARENA, Arg, Insider, Order, PIECE};
 use crate::support::daemon::{Client, Daemon, id_of, patience, play};
 
 /// How long an attack may last, in seconds.
@@ -145,6 +147,46 @@ fn what_is_filled_in_memory_is_the_tenants_own_memory() {
             assert!(memory <= MEMORY, "{attack}: {memory} bytes");
             estate.settle().await;
         }
+    });
+}
+
+/// Connections within one container, each end filled as far as it goes.
+const CONNECTIONS: usize = 250;
+/// What the kernel may grant a socket beyond any limit, with what surrounds it.
+const SOCKET_BYTES: u64 = 128 << 10;
+
+#[test]
+fn what_lies_in_sockets_is_bounded_by_the_tenants_memory() {
+    use libc::*;
+    play(async |daemon| {
+        let estate = Estate::new(&daemon.client).await;
+        let insider = Insider::enter(daemon, &estate.attacker);
+        let port = 7777u16;
+        let name = [&(AF_INET as u16).to_ne_bytes()[..], &port.to_be_bytes(), &[127, 0, 0, 1], &[0; 8]].concat();
+        let named = |call, socket| Order::call(call, &[Arg::Result(socket), Arg::Bytes(name.clone()), 16.into()]);
+        let mut orders = vec![call!(SYS_socket, AF_INET, SOCK_STREAM, 0), named(SYS_bind, 0)];
+        orders.push(Order::call(SYS_listen, &[Arg::Result(0), 64.into()]));
+        let mut fills = Vec::new();
+        for _ in 0..CONNECTIONS {
+            let near = orders.len();
+            orders.extend([call!(SYS_socket, AF_INET, SOCK_STREAM, 0), named(SYS_connect, near)]);
+            orders.push(Order::call(SYS_accept4, &[Arg::Result(0), 0.into(), 0.into(), SOCK_NONBLOCK.into()]));
+            let nonblocking = [Arg::Result(near), F_SETFL.into(), O_NONBLOCK.into()];
+            orders.push(Order::call(SYS_fcntl, &nonblocking));
+            for end in [near, near + 2] {
+                fills.push(orders.len());
+                // From the program's own memory, which is there whatever it holds.
+                let page = [Arg::Result(end), ARENA.into(), PIECE.into()];
+                orders.push(Order::repeat(200, SYS_write, &page));
+            }
+        }
+        let end = insider.dare(&orders).await;
+        let filled = fills.iter().filter_map(|place| end.answers.get(*place)).map(|answer| answer.result as u64);
+        let held = filled.sum::<u64>() * PIECE as u64;
+        println!("{held} bytes in {} ends of sockets: {}", fills.len(), end.exit_code);
+        let most = MEMORY + fills.len() as u64 * SOCKET_BYTES;
+        assert!(held > 0 && held <= most, "{held} bytes lie in sockets under a limit of {MEMORY}");
+        estate.serves("full sockets").await;
     });
 }
 

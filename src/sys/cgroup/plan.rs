@@ -15,6 +15,12 @@ const CPU_PERIOD_US: u64 = 100_000;
 /// The least quota the scheduler takes, in microseconds (`min_cfs_quota_period` of `kernel/sched/core.c`).
 const CPU_QUOTA_US_MIN: u64 = 1_000;
 
+/// What v1 lets a container's TCP and UDP sockets hold: it counts that beside memory, and not at all unless it has a limit.
+pub(super) const SOCKETS_V1: &str = "memory.kmem.tcp.limit_in_bytes";
+
+/// The part of the memory limit that this is. The kernel grants each socket one buffer (64 KiB) beyond it.
+const SOCKETS_PART: u64 = 4;
+
 /// A block device's number, as the disk rates name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct DeviceNumber {
@@ -123,11 +129,12 @@ fn memory_v1(limit: Option<Bytes>, memsw_now: Option<u64>) -> Vec<Write> {
     let memory = pages("memory.limit_in_bytes", limit, "-1", limit.is_some());
     let memsw = pages("memory.memsw.limit_in_bytes", limit, "-1", false);
     let swappiness = text("memory", "memory.swappiness", "0".to_owned(), false);
+    let sockets = pages(SOCKETS_V1, limit.map(|limit| Bytes(limit.0 / SOCKETS_PART)), "-1", false);
     let raised = limit.map_or(u64::MAX, |limit| limit.0) > memsw_now.unwrap_or(0);
     match memsw_now {
-        None => vec![memory, swappiness],
-        Some(_) if raised => vec![memsw, memory, swappiness],
-        Some(_) => vec![memory, memsw, swappiness],
+        None => vec![memory, swappiness, sockets],
+        Some(_) if raised => vec![memsw, memory, swappiness, sockets],
+        Some(_) => vec![memory, memsw, swappiness, sockets],
     }
 }
 
@@ -284,6 +291,7 @@ mod tests {
         let wanted = [
             ("memory.limit_in_bytes", "67108864"),
             ("memory.swappiness", "0"),
+            ("memory.kmem.tcp.limit_in_bytes", "16777216"),
             ("cpu.cfs_period_us", "100000"),
             ("cpu.cfs_quota_us", "150000"),
             ("pids.max", "100"),
@@ -306,7 +314,7 @@ mod tests {
     #[test]
     fn swap_is_raised_before_memory_and_lowered_after_it() {
         let order = |limit, memsw_now| {
-            pairs(&memory_v1(limit, Some(memsw_now))).iter().map(|(file, _)| file.len()).collect::<Vec<_>>()
+            pairs(&memory_v1(limit, Some(memsw_now))).iter().take(3).map(|(file, _)| file.len()).collect::<Vec<_>>()
         };
         let (memory, memsw, swappiness) =
             ("memory.limit_in_bytes".len(), "memory.memsw.limit_in_bytes".len(), "memory.swappiness".len());

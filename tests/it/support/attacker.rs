@@ -11,6 +11,10 @@ use super::daemon::{Client, Daemon};
 /// Where it lies in the container.
 pub const PROGRAM: &str = "/bin/attacker";
 
+/// Where the program has memory to point to, and how much of it.
+pub const ARENA: i64 = 0x7000_0000;
+pub const PIECE: i64 = 64 << 10;
+
 /// The static program, built at the first use.
 pub fn program() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
