@@ -432,9 +432,14 @@ impl Daemon {
     pub fn netns(&self, container: &Value) -> Netns {
         let address: Ipv4Addr = container["ip"].as_str().unwrap().parse().unwrap();
         let slot = address.to_bits() & 0x1ff;
+        // Ids alone do not tell: another run of these tests on the machine may use the same ones.
+        let ours = |pid: &u32| {
+            let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+            groups.contains(&self.instance)
+        };
         let processes = self.processes();
-        let pid = processes.iter().find(|(_, of)| *of == slot).expect("it has no process").0;
-        Netns::of_process(pid).unwrap()
+        let found = processes.iter().find(|(pid, of)| *of == slot && ours(pid));
+        Netns::of_process(found.expect("it has no process").0).unwrap()
     }
 
     fn mounts(&self) -> Vec<PathBuf> {
