@@ -84,6 +84,9 @@ impl Runtime for Assassin {
     async fn wait(&self, init: Init) -> Exit {
         self.inner.wait(init).await
     }
+    async fn unread(&self, inits: Vec<Init>) -> Vec<(Init, Bytes)> {
+        self.inner.unread(inits).await
+    }
     fn is_alive(&self, init: Init) -> bool {
         self.inner.is_alive(init)
     }

@@ -191,6 +191,41 @@ fn what_lies_in_sockets_is_bounded_by_the_tenants_memory() {
 }
 
 #[test]
+fn answers_that_nobody_reads_are_the_end_of_who_asked_for_them() {
+    use libc::*;
+    const SOCKETS: usize = 300;
+    const REQUEST_BYTES: usize = 4_016;
+    play(async |daemon| {
+        let estate = Estate::new(&daemon.client).await;
+        let insider = Insider::enter(daemon, &estate.attacker);
+        // RTM_SETLINK of nothing, acknowledged: refused, and answered with the whole request.
+        let mut request = vec![0; REQUEST_BYTES];
+        request[..4].copy_from_slice(&(REQUEST_BYTES as u32).to_ne_bytes());
+        request[4..8].copy_from_slice(&[19, 0, 5, 0]);
+        let length = || Arg::from(REQUEST_BYTES as i64);
+        let mut orders = vec![call!(SYS_open, "/tmp/request", O_RDWR | O_CREAT, 0o600)];
+        orders.push(Order::call(SYS_write, &[Arg::Result(0), Arg::Bytes(request), length()]));
+        orders.push(Order::call(SYS_pread64, &[Arg::Result(0), ARENA.into(), length(), 0.into()]));
+        for _ in 0..SOCKETS {
+            let socket = Arg::Result(orders.len());
+            orders.push(call!(SYS_socket, AF_NETLINK, SOCK_RAW | SOCK_NONBLOCK, NETLINK_ROUTE));
+            let sent = [socket, ARENA.into(), length(), 0.into(), 0.into(), 0.into()];
+            orders.push(Order::repeat(100, SYS_sendto, &sent));
+        }
+        orders.push(Order::hold(20_000));
+        let hoarding = tokio::spawn(async move { insider.try_all(&orders).await.status });
+        let told = estate.told("container.oom", Duration::from_secs(10)).await;
+        assert!(told[0]["reason"].as_str().unwrap().contains("netlink"), "{told}");
+        let unread = told[0]["data"]["unread_bytes"].as_u64().unwrap();
+        assert!(unread > 32 << 20, "{told}");
+        println!("killed with {unread} bytes unread; its command was answered {:?}", hoarding.await);
+        estate.serves("unread answers").await;
+        assert_ne!(estate.client.container(&estate.attacker).await["status"], "running");
+        estate.client.verb(&estate.attacker, "start").await.data(200);
+    });
+}
+
+#[test]
 fn a_disk_that_is_filled_is_full_for_its_tenant_alone_and_told() {
     play(async |daemon| {
         let estate = Estate::new(&daemon.client).await;

@@ -249,6 +249,9 @@ impl Runtime for Faulty<dyn Runtime> {
     fn is_alive(&self, init: Init) -> bool {
         self.inner.is_alive(init)
     }
+    async fn unread(&self, inits: Vec<Init>) -> Vec<(Init, Bytes)> {
+        self.inner.unread(inits).await
+    }
     fn signal(&self, init: Init, signal: i32) -> Result<Delivery, RuntimeError> {
         self.inner.signal(init, signal)
     }

@@ -433,6 +433,10 @@ impl Runtime for FakeHost {
         end.ok().flatten().unwrap_or(Exit::Unknown)
     }
 
+    async fn unread(&self, inits: Vec<Init>) -> Vec<(Init, Bytes)> {
+        inits.into_iter().map(|init| (init, Bytes(0))).collect()
+    }
+
     fn is_alive(&self, init: Init) -> bool {
         self.state().inits.get(&init.pid).is_some_and(|process| process.started && process.exit.borrow().is_none())
     }

@@ -177,6 +177,8 @@ pub trait Runtime: Send + Sync + std::fmt::Debug {
     /// Sends a signal to init; whether it was there to get it. Signals that init, being pid 1 of its namespace,
     /// would never see (no handler, not SIGKILL) give [`Delivery::Ignored`].
     fn signal(&self, init: Init, signal: i32) -> Result<Delivery, RuntimeError>;
+    /// What the netlink sockets of each of these inits' network namespaces hold unread. Of those that are gone, nothing.
+    async fn unread(&self, inits: Vec<Init>) -> Vec<(Init, Bytes)>;
     /// Gives the ramdisk of a running container another size; `None`: bounded by its memory alone.
     async fn resize_ramdisk(&self, init: Init, size: Option<Bytes>) -> Result<Resized, RuntimeError>;
     /// Runs a command inside, with init's namespaces, cgroup, ids, capabilities, rlimits, no_new_privs and seccomp.

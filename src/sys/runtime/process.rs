@@ -10,6 +10,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::{Delivery, Exit, Init};
+use crate::domain::Bytes;
 
 /// What `/proc/<pid>/stat` says of a process (proc(5)), as far as we need it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -158,6 +159,22 @@ pub fn reap(handle: &impl AsFd) -> Reaped {
     }
 }
 
+/// What the netlink sockets in a process's network namespace hold that nobody has read.
+///
+/// # Errors
+/// It is gone, or the kernel does not tell.
+pub(super) fn unread(init: Init) -> std::io::Result<Bytes> {
+    let table = std::fs::read_to_string(format!("/proc/{}/net/netlink", init.pid))?;
+    Ok(unread_in(&table))
+}
+
+/// The sum of the column `Rmem` of `/proc/net/netlink`.
+fn unread_in(table: &str) -> Bytes {
+    const RMEM: usize = 4;
+    let held = |line: &str| line.split_whitespace().nth(RMEM)?.parse::<u64>().ok();
+    Bytes(table.lines().filter_map(held).fold(0, u64::saturating_add))
+}
+
 #[cfg(test)]
 #[expect(clippy::zombie_processes, reason = "the code under test reaps them")]
 mod tests {
@@ -204,5 +221,13 @@ mod tests {
         };
         assert_eq!(ended, Reaped::Ended(Exit::Code(7)));
         assert_eq!(reap(&handle), Reaped::NotOurs);
+    }
+
+    #[test]
+    fn what_lies_unread_is_summed_over_all_sockets() {
+        let table = "sk               Eth Pid        Groups   Rmem     Wmem     Dump  Locks    Drops    Inode\n\
+            00000000058a48ea 0   0          00000000 4096     0        0     2        0        4\n\
+            00000000f338d0f7 0   7          00000000 212992   0        0     2        9        565\n";
+        assert_eq!((unread_in(table), unread_in("")), (Bytes(217_088), Bytes(0)));
     }
 }

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use serde_json::json;
 
-use super::daemon::{Client, Daemon};
+use super::daemon::{Client, Daemon, Reply};
 
 /// Where it lies in the container.
 pub const PROGRAM: &str = "/bin/attacker";
@@ -203,15 +203,20 @@ impl Insider {
 
     /// The same where the process may be killed for it.
     pub async fn dare(&self, orders: &[Order]) -> End {
-        let stdin: String = orders.iter().map(|order| format!("{}\n", order.0)).collect();
-        let body = json!({ "command": [PROGRAM], "stdin": stdin });
-        let done = self.client.post(&format!("/containers/{}/exec", self.id), body).await.data(200);
+        let done = self.try_all(orders).await.data(200);
         let text = |key: &str| done[key].as_str().unwrap().to_owned();
         End {
             answers: text("stdout").lines().map(Answer::parse).collect(),
             exit_code: done["exit_code"].as_i64().unwrap(),
             stderr: text("stderr"),
         }
+    }
+
+    /// The same where the whole container may be.
+    pub async fn try_all(&self, orders: &[Order]) -> Reply {
+        let stdin: String = orders.iter().map(|order| format!("{}\n", order.0)).collect();
+        let body = json!({ "command": [PROGRAM], "stdin": stdin });
+        self.client.post(&format!("/containers/{}/exec", self.id), body).await
     }
 
     /// One order's answer.

@@ -263,6 +263,11 @@ impl Runtime for HelperRuntime {
         process::is_alive(init)
     }
 
+    async fn unread(&self, inits: Vec<Init>) -> Vec<(Init, Bytes)> {
+        let look = || inits.into_iter().filter_map(|init| Some((init, process::unread(init).ok()?))).collect();
+        tokio::task::spawn_blocking(look).await.unwrap_or_default()
+    }
+
     fn signal(&self, init: Init, signal: i32) -> Result<Delivery, RuntimeError> {
         process::signal_init(init, signal).map_err(|source| RuntimeError::Io {
             action: "signal",
