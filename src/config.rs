@@ -86,10 +86,16 @@ pub struct Listener {
 pub struct Proxy {
     /// Address and port.
     pub listen: SocketAddr,
+    /// Address and port for clients that speak TLS; none: nobody does here.
+    pub tls_listen: Option<SocketAddr>,
+    /// Where certificates are, `<name>.crt` or `.pem` with `<name>.key`; `None`: `<data_dir>/certificates`.
+    pub certificates_dir: Option<PathBuf>,
+    /// Whether `listen` sends clients to https instead of serving them.
+    pub redirect_to_https: bool,
     /// The port in the URLs, where it is not the one listened on (behind a load balancer).
     pub public_port: Option<u16>,
-    /// `http` or `https` in the URLs.
-    pub scheme: Scheme,
+    /// `http` or `https` in the URLs; `None`: `https` where `tls_listen` is set, else `http`.
+    pub scheme: Option<Scheme>,
     /// How long a request waits for a container that has to wake, in seconds, 1–60.
     pub wake_timeout_s: u32,
     /// Networks of proxies before this one, at most 16: whoever comes from there is believed what it says in `X-Forwarded-For`. From the
@@ -305,12 +311,41 @@ impl Default for Proxy {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            tls_listen: None,
+            certificates_dir: None,
+            redirect_to_https: false,
             public_port: None,
-            scheme: Scheme::Http,
+            scheme: None,
             wake_timeout_s: 30,
             trusted_proxies: Vec::new(),
             quiet: Quiet::default(),
         }
+    }
+}
+
+impl Proxy {
+    /// As it stands in the URLs.
+    pub fn scheme(&self) -> Scheme {
+        let own = if self.tls_listen.is_some() { Scheme::Https } else { Scheme::Http };
+        self.scheme.unwrap_or(own)
+    }
+
+    /// How clients of `listen` come: where TLS is spoken here, those who speak none come there; else whoever is in front may have
+    /// spoken it.
+    pub fn plain_scheme(&self) -> Scheme {
+        if self.tls_listen.is_some() { Scheme::Http } else { self.scheme() }
+    }
+
+    /// The port that the URLs have.
+    fn port(&self) -> u16 {
+        let own = self.tls_listen.filter(|_| self.scheme() == Scheme::Https).unwrap_or(self.listen);
+        self.public_port.unwrap_or(own.port())
+    }
+
+    /// The port of https that clients of `listen` are sent to, if they are.
+    pub fn https_port(&self) -> Option<u16> {
+        let own = self.tls_listen.filter(|_| self.redirect_to_https)?.port();
+        Some(self.public_port.filter(|_| self.scheme() == Scheme::Https).unwrap_or(own))
     }
 }
 
@@ -409,6 +444,9 @@ impl Config {
             let count = self.proxy.trusted_proxies.len();
             return wrong("proxy.trusted_proxies", format!("{count} are more than {TRUSTED_PROXIES_MAX}"));
         }
+        if self.proxy.redirect_to_https && self.proxy.tls_listen.is_none() {
+            return wrong("proxy.redirect_to_https", "nobody would be served: proxy.tls_listen is not set".to_owned());
+        }
         if self.pool.size < POOL_SIZE_MIN {
             return wrong("pool.size", format!("{} is less than {POOL_SIZE_MIN}", self.pool.size));
         }
@@ -446,9 +484,13 @@ impl Config {
     /// # Errors
     /// `server_name` and `domain` are no host names.
     pub fn host_names(&self) -> Result<HostNames, ConfigError> {
-        let port = self.proxy.public_port.unwrap_or(self.proxy.listen.port());
-        HostNames::new(&self.server_name, &self.domain, self.proxy.scheme, port)
+        HostNames::new(&self.server_name, &self.domain, self.proxy.scheme(), self.proxy.port())
             .map_err(|error| ConfigError::Value { key: "server_name, domain", problem: error.to_string() })
+    }
+
+    /// Where certificates are.
+    pub fn certificates_path(&self) -> PathBuf {
+        self.proxy.certificates_dir.clone().unwrap_or_else(|| self.data_dir.join("certificates"))
     }
 
     /// Where the admin token lies.
@@ -520,6 +562,22 @@ mod tests {
     }
 
     #[test]
+    fn urls_are_https_where_tls_is_spoken_unless_said_otherwise() {
+        let of = |toml: &str| {
+            let proxy = load(&format!("[proxy]\n{toml}"), &[]).unwrap().proxy;
+            (proxy.scheme(), proxy.port(), proxy.plain_scheme(), proxy.https_port())
+        };
+        use Scheme::{Http, Https};
+        assert_eq!(of(""), (Http, 8080, Http, None));
+        assert_eq!(of("scheme = 'https'\npublic_port = 443"), (Https, 443, Https, None));
+        assert_eq!(of("tls_listen = '127.0.0.1:8443'"), (Https, 8443, Http, None));
+        let redirect = "tls_listen = '127.0.0.1:8443'\nredirect_to_https = true";
+        assert_eq!(of(redirect), (Https, 8443, Http, Some(8443)));
+        assert_eq!(of(&format!("{redirect}\npublic_port = 443")), (Https, 443, Http, Some(443)));
+        assert_eq!(of(&format!("{redirect}\nscheme = 'http'\npublic_port = 80")), (Http, 80, Http, Some(8443)));
+    }
+
+    #[test]
     fn an_unknown_key_is_refused_by_its_name() {
         assert!(complaint(load("instence = 'x'", &[]).unwrap_err()).contains("instence"));
         assert!(complaint(load("[api]\nport = 1", &[]).unwrap_err()).contains("port"));
@@ -531,6 +589,7 @@ mod tests {
         for (toml, key) in [
             ("run_dir = 'run'", "run_dir"),
             ("domain = 'Local Host'", "domain"),
+            ("[proxy]\nredirect_to_https = true", "proxy.redirect_to_https"),
             ("[users]\nuid_base = 4294967295", "users.uid_base"),
             ("[pool]\nsize = '1MiB'", "pool.size"),
             ("[limits]\ncpu = -1.0", "limits.cpu"),

@@ -26,12 +26,13 @@ use crate::domain::Bytes;
 use crate::egress::dns::{Resolver, ResolverConfig};
 use crate::egress::{Dialer, Relay, RelayConfig};
 use crate::lifecycle::{ALARM_LOOK_MS, Drivers, Error, Report, Service};
-use crate::proxy::{Proxy, ProxyConfig, TrustedProxies};
+use crate::proxy::tls::{Certificates, FolderError, Tls, TlsConfig, TlsError};
+use crate::proxy::{Door, Proxy, ProxyConfig, TrustedProxies};
 use crate::store::sled::SledStore;
 use crate::store::{Records, Store, StoreError};
 use crate::sys::btrfs::{BtrfsPool, OpenedPool, Pool, PoolError, PoolOptions, QuotaMode, open_pool};
 use crate::sys::cgroup::{CgroupError, Cgroups, DeviceNumber, KernelCgroups};
-use crate::sys::folders::{DiskFolders, FolderError, Layout};
+use crate::sys::folders::{self, DiskFolders, Layout};
 use crate::sys::gateway::{Doors, GatewayError, GatewaySockets};
 use crate::sys::netlink::{LinkError, VethLinks};
 use crate::sys::nft::{NftFirewall, PolicyFolderError, load_policies};
@@ -79,9 +80,13 @@ pub enum DaemonError {
     #[error("the runtime cannot be set up")]
     Runtime(#[from] RuntimeError),
     #[error("the folders cannot be made")]
-    Folders(#[from] FolderError),
+    Folders(#[from] folders::FolderError),
     #[error("the records cannot be taken over")]
     Service(#[from] Error),
+    #[error("clients cannot be served by TLS")]
+    Certificates(#[from] FolderError),
+    #[error("clients cannot be served by TLS")]
+    Tls(#[from] TlsError),
     #[error("{0}")]
     System(&'static str, #[source] io::Error),
 }
@@ -93,9 +98,32 @@ pub struct Daemon {
     pool: OpenedPool,
     api: TcpListener,
     proxy: TcpListener,
+    tls: Option<TlsDoor>,
     gateway: GatewaySockets,
     config: Config,
     report: Report,
+}
+
+/// What clients that speak TLS come to.
+#[derive(Debug)]
+struct TlsDoor {
+    listener: TcpListener,
+    certificates: Arc<Certificates>,
+    tls: Arc<Tls>,
+}
+
+impl TlsDoor {
+    async fn open(config: &Config) -> Result<Option<Self>, DaemonError> {
+        let Some(address) = config.proxy.tls_listen else { return Ok(None) };
+        let folder = config.certificates_path();
+        // One that the operator named is the operator's.
+        if config.proxy.certificates_dir.is_none() {
+            make_folder(&folder, PRIVATE_MODE)?;
+        }
+        let certificates = Certificates::open(&folder)?;
+        let tls = Tls::new(Arc::clone(&certificates), TlsConfig::default())?;
+        Ok(Some(Self { listener: listen("proxy's TLS", address).await?, certificates, tls }))
+    }
 }
 
 fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DaemonError {
@@ -163,6 +191,7 @@ impl Daemon {
         let policies = load_policies(&config.policies_dir)?;
         let api = listen("API", config.api.listen).await?;
         let proxy = listen("proxy", config.proxy.listen).await?;
+        let tls = TlsDoor::open(&config).await?;
         let options =
             PoolOptions { path: config.pool_path(), size: config.pool.size, label: config.instance.to_string() };
         let pool = open_pool(options).await?;
@@ -184,7 +213,7 @@ impl Daemon {
             tracing::warn!(error = &error as &dyn std::error::Error, "there is no `base` image");
         }
         service.ensure_admin_token(&config.admin_token_path()).await?;
-        Ok(Self { service, pool, api, proxy, gateway, config, report })
+        Ok(Self { service, pool, api, proxy, tls, gateway, config, report })
     }
 
     /// What recovery found.
@@ -197,13 +226,18 @@ impl Daemon {
     /// # Errors
     /// The names of the URLs cannot be used.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), DaemonError> {
-        let Self { service, pool, api, proxy: listener, gateway, config, .. } = self;
+        let Self { service, pool, api, proxy: listener, tls, gateway, config, .. } = self;
         let routes = Arc::new(routes::Table::new(service.clone(), &config.proxy));
         let trusted_proxies = TrustedProxies::new(&config.proxy.trusted_proxies);
         let bounds = ProxyConfig { trusted_proxies, ..ProxyConfig::default() };
         let proxy = Proxy::new(config.host_names()?, routes, bounds);
         let beside = TaskTracker::new();
-        beside.spawn(proxy.serve(listener, shutdown.clone()));
+        let door = Door { scheme: config.proxy.plain_scheme(), https_port: config.proxy.https_port() };
+        beside.spawn(Arc::clone(&proxy).serve_at(listener, door, shutdown.clone()));
+        if let Some(TlsDoor { listener, certificates, tls }) = tls {
+            beside.spawn(certificates.watch(shutdown.clone()));
+            beside.spawn(proxy.serve_tls(listener, tls, shutdown.clone()));
+        }
         beside.spawn(serve_tenants(&config, &service, gateway, shutdown.clone()));
         beside.spawn(watch_idle(service.clone(), shutdown.clone()));
         beside.spawn(trim_logs(service.clone(), shutdown.clone()));

@@ -170,6 +170,10 @@ impl Routes for Table {
         }
     }
 
+    fn is_known(&self, route: &Route) -> bool {
+        !matches!(self.find(route, "/"), Err(Resolution::Unknown))
+    }
+
     fn is_current(&self, upstream: &Upstream) -> bool {
         let Ok(container) = self.service.container(upstream.container) else { return false };
         let running = matches!(container.phase, Phase::Running { .. }) && container.receipt.is_none();

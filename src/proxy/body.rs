@@ -158,13 +158,31 @@ impl Body for RequestBody {
 #[derive(Debug)]
 pub(super) struct Exchange {
     conn: Arc<ConnState>,
+    /// Whether its connection was told that the client has a chunk to take.
+    owes: bool,
     _open: Open,
 }
 
 impl Exchange {
     pub(super) fn begin(conn: Arc<ConnState>, open: Open) -> Self {
         conn.begin_exchange();
-        Self { conn, _open: open }
+        Self { conn, owes: false, _open: open }
+    }
+
+    /// Another chunk is asked for: the client took the last one.
+    fn chunk_taken(&mut self) {
+        if self.owes {
+            self.owes = false;
+            self.conn.settle();
+        }
+    }
+
+    /// A chunk goes out. Of a connection's only exchange the socket tells the same.
+    fn chunk_given(&mut self) {
+        if self.conn.is_shared() {
+            self.owes = true;
+            self.conn.owe();
+        }
     }
 
     /// The request's body will not be read to its end.
@@ -175,6 +193,7 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
+        self.chunk_taken();
         self.conn.end_exchange();
     }
 }
@@ -251,6 +270,9 @@ impl Body for ResponseBody {
     type Error = hyper::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        if let Some(exchange) = &mut self.exchange {
+            exchange.chunk_taken();
+        }
         let (frame, ended) = match &mut self.source {
             Source::Full(bytes) => return Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
             Source::Stream { body, .. } => {
@@ -265,6 +287,8 @@ impl Body for ResponseBody {
         };
         if ended {
             self.finish();
+        } else if let Some(exchange) = &mut self.exchange {
+            exchange.chunk_given();
         }
         Poll::Ready(frame)
     }

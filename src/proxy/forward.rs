@@ -19,6 +19,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use super::body::{Answer, BodyWatch, Exchange, RequestBody, ResponseBody};
+use super::conn::Client;
 use super::headers::{self, Origin, REQUEST_ID};
 use super::io::ConnState;
 use super::pool::{Connection, Lease};
@@ -28,6 +29,9 @@ use super::stats::Open;
 use super::tunnel::Tunnel;
 use super::{BUFFER_BYTES_MIN, Found, Proxy, Resolution, Upstream, Visitor};
 use crate::domain::host::{HostError, Route};
+
+/// The port that a URL of https leaves out.
+const HTTPS_PORT: u16 = 443;
 
 /// A request as it goes to the container.
 struct Outgoing {
@@ -59,7 +63,7 @@ enum Lost {
 pub(super) async fn answer<S>(
     proxy: &Arc<Proxy>,
     conn: &Arc<ConnState>,
-    peer: SocketAddr,
+    client: Client,
     tasks: &Tasks,
     request: Request<Incoming>,
 ) -> Answer
@@ -70,7 +74,7 @@ where
     let id = request_id();
     let html = wants_html(request.headers());
     let has_body = !request.body().is_end_stream();
-    match forward::<S>(proxy, peer, tasks, &id, request).await {
+    match forward::<S>(proxy, client, tasks, &id, request).await {
         Ok(mut response) => {
             response.headers_mut().entry(REQUEST_ID.clone()).or_insert(id);
             Ok(response.map(|body| body.hold(exchange)))
@@ -87,7 +91,7 @@ where
 
 async fn forward<S>(
     proxy: &Arc<Proxy>,
-    peer: SocketAddr,
+    client: Client,
     tasks: &Tasks,
     id: &HeaderValue,
     request: Request<Incoming>,
@@ -96,11 +100,14 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (route, host) = proxy.admit(&request)?;
-    let peer = proxy.config.trusted_proxies.client(peer, request.headers());
+    if let Some(port) = client.door.https_port {
+        return Err(proxy.lead_to_https(&route, &host, port, request.uri()));
+    }
+    let peer = proxy.config.trusted_proxies.client(client.peer, request.headers());
     let request = proxy.guarded(&route, peer, request).await?;
     let Visit { upstream, path, woken, in_use } = proxy.resolve(&route, visitor(&request)).await?;
     let request = lead_to(request, path)?;
-    let origin = Origin { peer, scheme: proxy.names.scheme(), host: &host, request_id: id };
+    let origin = Origin { peer, scheme: client.door.scheme, host: &host, request_id: id };
     let Outgoing { request, watch, upgrade } = proxy.outgoing(request, origin);
     let (mut response, mut lease) = proxy.send(&upstream, request, watch.as_ref()).await?;
     lease.in_use = in_use;
@@ -129,7 +136,7 @@ where
 
 impl Proxy {
     /// What can be refused from the head alone, and what it asks for.
-    fn admit<B>(&self, request: &Request<B>) -> Result<(Route, HeaderValue), Refusal> {
+    fn admit<B: Body>(&self, request: &Request<B>) -> Result<(Route, HeaderValue), Refusal> {
         let (uri, fields) = (request.uri(), request.headers());
         if request.method() == Method::CONNECT {
             return Err(Refusal::Connect);
@@ -138,8 +145,11 @@ impl Proxy {
         if too_many || headers::head_bytes(uri, fields) > self.config.header_bytes_max {
             return Err(Refusal::HeadTooLarge);
         }
-        let mut hosts = fields.get_all(header::HOST).iter();
-        let (Some(host), None) = (hosts.next(), hosts.next()) else { return Err(Refusal::BadHost) };
+        let has_body = !request.body().is_end_stream();
+        if request.version() == Version::HTTP_2 && !headers::length_is_good(fields, has_body) {
+            return Err(Refusal::BadBody);
+        }
+        let host = host_of(request)?;
         let text = host.to_str().map_err(|_| Refusal::BadHost)?;
         let route = self.names.parse(text).map_err(|error| match error {
             HostError::Malformed => Refusal::BadHost,
@@ -148,7 +158,20 @@ impl Proxy {
         if !target_is_good(request.method(), uri, text) {
             return Err(Refusal::BadTarget);
         }
-        Ok((route, host.clone()))
+        Ok((route, host))
+    }
+
+    /// 308 keeps the method and the body, and every client since RFC 7538 knows it.
+    fn lead_to_https(&self, route: &Route, host: &HeaderValue, port: u16, uri: &Uri) -> Refusal {
+        if !self.routes.is_known(route) {
+            return Refusal::UnknownHost;
+        }
+        // The Host was parsed: a name, and perhaps a port.
+        let name = host.to_str().unwrap_or_default().split(':').next().unwrap_or_default();
+        let path = uri.path_and_query().map_or("/", |path| path.as_str());
+        let port = if port == HTTPS_PORT { String::new() } else { format!(":{port}") };
+        // What could be read from a head can be written into one.
+        HeaderValue::from_str(&format!("https://{name}{port}{path}")).map_or(Refusal::BadTarget, Refusal::OnlyHttps)
     }
 
     /// The request, if it may go where it asks to.
@@ -333,10 +356,29 @@ fn spare_of(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
 
 /// A path, `*` for OPTIONS, or an absolute URI of the same host (RFC 9112 §3.2).
 fn target_is_good(method: &Method, uri: &Uri, host: &str) -> bool {
+    let path_is_good = || uri.path().starts_with('/') || (uri.path() == "*" && method == Method::OPTIONS);
     match (uri.scheme_str(), uri.authority()) {
-        (None, None) => uri.path().starts_with('/') || (uri.path() == "*" && method == Method::OPTIONS),
-        (Some("http" | "https"), Some(authority)) => authority.as_str().eq_ignore_ascii_case(host),
+        (None, None) => path_is_good(),
+        (Some("http" | "https"), Some(authority)) => authority.as_str().eq_ignore_ascii_case(host) && path_is_good(),
         _ => false,
+    }
+}
+
+/// What a request names as its host: one Host, or in HTTP/2 its `:authority`, which a Host beside it must not contradict (RFC 9113
+/// §8.3.1).
+fn host_of<B>(request: &Request<B>) -> Result<HeaderValue, Refusal> {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let authority = request.uri().authority().filter(|_| request.version() == Version::HTTP_2);
+    match (authority, hosts.next(), hosts.next()) {
+        (None, Some(host), None) => Ok(host.clone()),
+        (Some(authority), host, None) => {
+            let authority = authority.as_str().as_bytes();
+            if host.is_some_and(|host| !host.as_bytes().eq_ignore_ascii_case(authority)) {
+                return Err(Refusal::BadHost);
+            }
+            HeaderValue::from_bytes(authority).map_err(|_| Refusal::BadHost)
+        }
+        _ => Err(Refusal::BadHost),
     }
 }
 
@@ -350,6 +392,10 @@ fn rewrite_head(parts: &mut Parts, has_body: bool, upgrade: Option<&HeaderValue>
         parts.uri = parts.uri.path_and_query().cloned().map_or_else(|| Uri::from_static("/"), Uri::from);
     }
     let fields = &mut parts.headers;
+    if parts.version == Version::HTTP_2 {
+        fields.insert(header::HOST, origin.host.clone());
+        headers::join_cookies(fields);
+    }
     let takes_trailers = headers::remove_hop_by_hop(fields);
     if !has_body || parts.version != Version::HTTP_11 {
         fields.remove(header::EXPECT);

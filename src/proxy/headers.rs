@@ -30,6 +30,36 @@ pub(super) fn head_bytes(uri: &Uri, headers: &HeaderMap) -> usize {
     target + fields
 }
 
+/// Makes one field of cookies that HTTP/2 may split (RFC 9113 §8.2.3), as HTTP/1.1 wants it.
+pub(super) fn join_cookies(headers: &mut HeaderMap) {
+    let mut crumbs = headers.get_all(header::COOKIE).iter();
+    let (Some(first), Some(_)) = (crumbs.next(), crumbs.next()) else { return };
+    let mut joined = first.as_bytes().to_vec();
+    for crumb in headers.get_all(header::COOKIE).iter().skip(1) {
+        joined.extend_from_slice(b"; ");
+        joined.extend_from_slice(crumb.as_bytes());
+    }
+    // Of good values and a separator: a good value.
+    if let Ok(value) = HeaderValue::from_bytes(&joined) {
+        headers.insert(header::COOKIE, value);
+    }
+}
+
+/// Whether a request of HTTP/2 has at most one length, a number, and no body where it says none. That a body has the length is seen
+/// as it comes.
+pub(super) fn length_is_good(headers: &HeaderMap, has_body: bool) -> bool {
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    match (lengths.next(), lengths.next()) {
+        (None, _) => true,
+        (Some(only), None) => {
+            let digits = only.as_bytes();
+            let is_number = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
+            is_number && (has_body || digits.iter().all(|digit| *digit == b'0'))
+        }
+        (Some(_), Some(_)) => false,
+    }
+}
+
 /// The protocol a request asks to switch to, if we let it: HTTP/1.1, no body, and not `h2c`, in which requests
 /// would pass that we never see.
 pub(super) fn wanted_upgrade(version: Version, has_body: bool, headers: &HeaderMap) -> Option<HeaderValue> {
@@ -231,6 +261,34 @@ mod tests {
         for (connection, upgrade) in [("keep-alive", "websocket"), ("upgrade", "h2c"), ("upgrade", "websocket, H2C")] {
             let headers = map(&[("connection", connection), ("upgrade", upgrade)]);
             assert!(wanted_upgrade(Version::HTTP_11, false, &headers).is_none(), "{connection} {upgrade}");
+        }
+    }
+
+    #[test]
+    fn split_cookies_become_one() {
+        let mut headers = map(&[("cookie", "a=1"), ("accept", "*/*"), ("cookie", "b=2; c=3"), ("cookie", "d=4")]);
+        join_cookies(&mut headers);
+        assert_eq!(headers.get_all("cookie").iter().collect::<Vec<_>>(), ["a=1; b=2; c=3; d=4"]);
+        let mut one = map(&[("cookie", "a=1")]);
+        join_cookies(&mut one);
+        assert_eq!(one, map(&[("cookie", "a=1")]));
+    }
+
+    #[test]
+    fn a_length_of_http_2_is_one_number_that_fits_its_body() {
+        for (lengths, has_body, good) in [
+            (&[][..], true, true),
+            (&["5"], true, true),
+            (&["5"], false, false),
+            (&["0"], false, true),
+            (&["5", "5"], true, false),
+            (&["5", "6"], true, false),
+            (&["+5"], true, false),
+            (&["5, 5"], true, false),
+            (&[""], true, false),
+        ] {
+            let fields: Vec<_> = lengths.iter().map(|length| ("content-length", *length)).collect();
+            assert_eq!(length_is_good(&map(&fields), has_body), good, "{lengths:?} {has_body}");
         }
     }
 

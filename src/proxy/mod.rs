@@ -1,10 +1,10 @@
 //! The reverse proxy in front of the tenants: the Host says which container, the bytes go there and back.
 //!
 //! ```text
-//! client ──► server (accept, bounds) ──► forward (Host → Routes → Upstream) ──► pool ──► container
-//!                                          │ headers: hop-by-hop off, forwarded on
-//!                                          │ body: streamed, back-pressure kept
-//!                                          └ 101 ──► tunnel
+//! client ──► server (accept) ──► tls ──► conn (HTTP/1.1 or 2) ──► forward (Host → Routes → Upstream) ──► pool ──► container
+//!                                                                  │ headers: hop-by-hop off, forwarded on
+//!                                                                  │ body: streamed, back-pressure kept
+//!                                                                  └ 101 ──► tunnel
 //! ```
 //!
 //! Invariants
@@ -22,11 +22,12 @@
 //! A container that sleeps is woken in [`Routes::resolve`], which may take its time: requests wait for it as a queue of
 //! futures, bounded by who wakes.
 //!
-//! Not here yet, and where it will go: TLS and HTTP/2 in front of `server::serve_connection`, which takes any byte
-//! stream.
+//! HTTP/2 ends here: containers are spoken to in HTTP/1.1. What only HTTP/1.1 has (upgrades, `Expect`) is of its clients alone; one of
+//! HTTP/2 that expects 100 is not told it, since hyper cannot, and sends after its own short wait (RFC 9110 §10.1.1).
 
 mod body;
 pub(crate) mod carry;
+mod conn;
 mod forward;
 mod guard;
 mod headers;
@@ -37,6 +38,7 @@ mod server;
 mod stats;
 #[cfg(test)]
 mod tests;
+pub mod tls;
 mod tunnel;
 
 use std::any::Any;
@@ -142,9 +144,21 @@ pub trait Routes: Send + Sync + 'static {
     /// What is behind this route. Called once for each request; may wait, within the proxy's `resolve_ms_max`.
     async fn resolve(&self, route: &Route, visitor: Visitor<'_>) -> Found;
 
+    /// Whether a route leads somewhere, without waking anything.
+    fn is_known(&self, route: &Route) -> bool;
+
     /// Whether this very start still runs at this address. Called after a connection stood and before a byte is
     /// sent on it; must read the same state that decides when an address may be given to another container.
     fn is_current(&self, upstream: &Upstream) -> bool;
+}
+
+/// How clients of a listener reach it, as containers are told.
+#[derive(Debug, Clone, Copy)]
+pub struct Door {
+    /// `X-Forwarded-Proto`.
+    pub scheme: Scheme,
+    /// Where clients are sent instead: `https` at this port. No container is asked, or woken.
+    pub https_port: Option<u16>,
 }
 
 /// The bounds of a proxy. Times are `Duration`s in whole milliseconds.
@@ -176,6 +190,16 @@ pub struct ProxyConfig {
     pub drain_ms_max: Duration,
     /// Connections of clients; more wait in the listener's backlog.
     pub connections_max: usize,
+    /// Requests open at once on one connection of HTTP/2.
+    pub streams_max: u32,
+    /// Streams that a client of HTTP/2 opened and reset before they were looked at; beyond it, its connection ends.
+    pub resets_max: usize,
+    /// Streams of one connection of HTTP/2 that ended in the client's error; beyond it, its connection ends.
+    pub stream_errors_max: usize,
+    /// Bytes of one request's body that a client of HTTP/2 may send before the container took any.
+    pub stream_window_bytes: u32,
+    /// The same for all of its requests: what is held in memory for one connection.
+    pub connection_window_bytes: u32,
     /// Upgraded connections.
     pub tunnels_max: usize,
     /// Requests and tunnels open towards one container.
@@ -207,6 +231,11 @@ impl Default for ProxyConfig {
             tunnel_idle_ms_max: Duration::from_millis(3_600_000),
             drain_ms_max: Duration::from_millis(10_000),
             connections_max: 8_192,
+            streams_max: 128,
+            resets_max: 32,
+            stream_errors_max: 256,
+            stream_window_bytes: 256 * 1024,
+            connection_window_bytes: 1024 * 1024,
             tunnels_max: 4_096,
             per_upstream_max: 256,
             idle_per_upstream_max: 16,

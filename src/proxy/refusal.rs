@@ -22,6 +22,8 @@ pub(super) enum Refusal {
     Connect,
     #[error("The request's headers are more or larger than this server takes.")]
     HeadTooLarge,
+    #[error("This address is served by https alone.")]
+    OnlyHttps(HeaderValue),
     #[error("Nothing is served under this address.")]
     UnknownHost,
     #[error("This address is switched off.")]
@@ -88,6 +90,7 @@ impl Refusal {
             Self::BadTarget => face(StatusCode::BAD_REQUEST, "BAD_REQUEST_TARGET", None),
             Self::Connect => face(StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", None),
             Self::HeadTooLarge => face(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "HEADERS_TOO_LARGE", None),
+            Self::OnlyHttps(_) => face(StatusCode::PERMANENT_REDIRECT, "HTTPS_ONLY", None),
             Self::UnknownHost => face(StatusCode::NOT_FOUND, "UNKNOWN_HOST", None),
             Self::Disabled => face(StatusCode::NOT_FOUND, "ALIAS_DISABLED", None),
             Self::Expired => face(StatusCode::GONE, "ALIAS_EXPIRED", None),
@@ -142,6 +145,9 @@ impl Refusal {
             for (_, challenge) in challenges.into_iter().filter(|(wanted, _)| *wanted) {
                 headers.append(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
             }
+        }
+        if let Self::OnlyHttps(location) = self {
+            headers.insert(header::LOCATION, location.clone());
         }
         if face.status == StatusCode::METHOD_NOT_ALLOWED {
             headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));

@@ -1,4 +1,4 @@
-//! Accepting clients, and letting them go.
+//! Accepting clients, by a door each, and letting them go.
 //!
 //! Shutdown: no more accepts, idle connections close, open exchanges and tunnels get `drain_ms_max`, then all of them
 //! are cut. `serve` returns when nothing of it is left.
@@ -8,19 +8,15 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::forward;
-use super::io::{ClientIo, ConnState, IoBounds};
+use super::conn::{self, Client, Speaks};
 use super::stats::Open;
-use super::{BUFFER_BYTES_MIN, Proxy};
+use super::tls::Tls;
+use super::{Door, Proxy, Scheme};
 
 /// Pause after an accept that failed for want of something (descriptors, memory), so that the loop does not spin.
 const ACCEPT_PAUSE_MS: Duration = Duration::from_millis(50);
@@ -40,16 +36,39 @@ pub(super) struct Tasks {
 impl Proxy {
     /// Serves clients of this listener until `shutdown`, then drains. Returns when all its tasks have ended.
     pub async fn serve(self: Arc<Self>, listener: TcpListener, shutdown: CancellationToken) {
+        let door = Door { scheme: self.names.scheme(), https_port: None };
+        self.serve_at(listener, door, shutdown).await;
+    }
+
+    /// The same, by a door of its own.
+    pub async fn serve_at(self: Arc<Self>, listener: TcpListener, door: Door, shutdown: CancellationToken) {
+        self.serve_by(listener, door, None, shutdown).await;
+    }
+
+    /// The same for clients that speak TLS.
+    pub async fn serve_tls(self: Arc<Self>, listener: TcpListener, tls: Arc<Tls>, shutdown: CancellationToken) {
+        let door = Door { scheme: Scheme::Https, https_port: None };
+        self.serve_by(listener, door, Some(tls), shutdown).await;
+    }
+
+    async fn serve_by(
+        self: Arc<Self>,
+        listener: TcpListener,
+        door: Door,
+        tls: Option<Arc<Tls>>,
+        shutdown: CancellationToken,
+    ) {
         let tasks = Tasks { tracker: TaskTracker::new(), drain: shutdown, abort: CancellationToken::new() };
         // Dropping the future of `serve` cuts its connections as well.
         let cut = tasks.abort.clone().drop_guard();
         tasks.tracker.spawn(sweep(Arc::clone(&self), tasks.drain.clone(), tasks.abort.clone()));
         while let Some((stream, peer, slot)) = self.next_client(&listener, &tasks.drain).await {
             let open = Open::count(&self.counters.connections);
-            let connection = serve_connection(Arc::clone(&self), stream, peer, tasks.clone());
+            let client = Client { peer, door };
+            let served = serve_client(Arc::clone(&self), stream, client, tls.clone(), tasks.clone());
             tasks.tracker.spawn(async move {
                 let _held: (OwnedSemaphorePermit, Open) = (slot, open);
-                connection.await;
+                served.await;
             });
         }
         drop(listener);
@@ -114,37 +133,19 @@ async fn sweep(proxy: Arc<Proxy>, drain: CancellationToken, abort: CancellationT
     }
 }
 
-/// Serves one client over any byte stream, until it ends, is drained or cut.
-pub(super) async fn serve_connection<S>(proxy: Arc<Proxy>, stream: S, peer: SocketAddr, tasks: Tasks)
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let config = &proxy.config;
-    let bounds = IoBounds {
-        head: config.header_read_ms_max,
-        idle: config.keep_alive_idle_ms_max,
-        write_stall: config.write_stall_ms_max,
+/// One client, from its handshake where it speaks TLS.
+async fn serve_client(proxy: Arc<Proxy>, stream: TcpStream, client: Client, tls: Option<Arc<Tls>>, tasks: Tasks) {
+    let Some(tls) = tls else {
+        return conn::serve(proxy, stream, Speaks::Either, client, tasks).await;
     };
-    let state = Arc::new(ConnState::default());
-    let io = ClientIo::new(TokioIo::new(stream), Arc::clone(&state), bounds);
-    let mut builder = http1::Builder::new();
-    // Heads a little above our bound get our answer; hyper cuts the rest at the buffer's size.
-    builder.header_read_timeout(None).max_buf_size(config.buffer_bytes_max.max(BUFFER_BYTES_MIN));
-    let service = service_fn(|request| forward::answer::<S>(&proxy, &state, peer, &tasks, request));
-    let connection = builder.serve_connection(io, service).with_upgrades();
-    let mut connection = std::pin::pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
+    let shaken = tokio::select! {
+        // Nothing of a client's is lost: it has not asked for anything yet.
+        () = tasks.drain.cancelled() => return,
         () = tasks.abort.cancelled() => return,
-        () = tasks.drain.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            tokio::select! {
-                ended = connection.as_mut() => ended,
-                () = tasks.abort.cancelled() => return,
-            }
-        }
+        shaken = tls.accept(stream) => shaken,
     };
-    if let Err(error) = ended {
-        tracing::trace!(%peer, %error, "client connection ended early");
+    match shaken {
+        Ok((stream, speaks)) => conn::serve(proxy, stream, speaks, client, tasks).await,
+        Err(error) => tracing::debug!(peer = %client.peer, %error, "no TLS with a client"),
     }
 }

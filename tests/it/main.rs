@@ -27,4 +27,5 @@ mod runtime;
 mod skips;
 mod starve;
 mod support;
+mod tls;
 mod wake;

@@ -2,9 +2,11 @@
 
 mod access;
 mod bounds;
+mod http2;
 mod messages;
 mod smuggling;
 mod tenants;
+mod tls;
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -69,6 +71,10 @@ impl Routes for Table {
         self.resolved.fetch_add(1, Ordering::SeqCst);
         let Route::Alias(alias) = route else { return Resolution::Unknown.into() };
         self.by_alias.lock().unwrap().get(alias.as_str()).cloned().unwrap_or(Resolution::Unknown).into()
+    }
+
+    fn is_known(&self, route: &Route) -> bool {
+        matches!(route, Route::Alias(alias) if self.by_alias.lock().unwrap().contains_key(alias.as_str()))
     }
 
     fn is_current(&self, upstream: &Upstream) -> bool {
