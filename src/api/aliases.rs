@@ -15,7 +15,7 @@ use super::wire::Deleted;
 use super::wire::alias::{AliasBody, AliasList, AliasView, SwitchAlias};
 use super::wire::checks::id_of;
 use crate::domain::{AliasId, ContainerId, ProxyAlias};
-use crate::lifecycle::{AliasPatch, What};
+use crate::lifecycle::{AliasPatch, AliasSettings, What};
 
 /// Query of the list of aliases.
 #[derive(Debug)]
@@ -33,7 +33,8 @@ impl FromQuery for AliasesQuery {
 }
 
 fn view(api: &Api, alias: &ProxyAlias) -> AliasView {
-    AliasView::new(alias, api.service.host_names().url_for_alias(&alias.alias))
+    let names = api.service.host_names();
+    AliasView::new(alias, names.url_for_alias(&alias.alias), names.host_of_alias(&alias.alias))
 }
 
 /// An alias of a container that this token may know of.
@@ -59,6 +60,7 @@ pub async fn create(
 ) -> Result<Answer<AliasView>, ApiError> {
     let new = body.into_new(Timestamp::now())?;
     caller.container(&api.service, new.container)?;
+    may_vouch(&caller, &new.settings)?;
     let alias = api.service.create_alias(new).await?;
     Ok(Answer::created("Proxy alias created successfully", view(&api, &alias)).about(alias.container))
 }
@@ -121,6 +123,30 @@ pub async fn change(
     apply(&api, &caller, id, body.into_patch(Timestamp::now())?).await
 }
 
+/// Verify an alias's domain
+///
+/// The DNS is asked: a TXT record `_tenantry.<domain>` with the alias's `verification.txt_value`, or a CNAME of the domain to the alias's
+/// own host. From then on the domain leads where the alias does.
+#[utoipa::path(post, path = "/api/v1/proxy/aliases/{id}/verify", tag = "aliases", operation_id = "verify_alias",
+    params(("id" = String, Path, description = "The alias's id")),
+    responses((status = 200, description = "Verified, now or before", body = Success<AliasView>),
+              (status = "default", description = "Refused", body = ErrorBody)))]
+pub async fn verify(
+    State(api): State<Api>,
+    caller: Caller,
+    Path(id): Path<AliasId>,
+    _: Query<()>,
+) -> Result<Answer<AliasView>, ApiError> {
+    seen(&api, &caller, id)?;
+    let alias = api.service.verify_alias(id, &*api.names).await?;
+    Ok(Answer::ok("Proxy alias verified successfully", view(&api, &alias)))
+}
+
+/// Whoever says that a domain is the customer's, in the DNS's place, must answer for the whole host.
+fn may_vouch(caller: &Caller, settings: &AliasSettings) -> Result<(), ApiError> {
+    if settings.verified.is_some() { caller.admin() } else { Ok(()) }
+}
+
 /// Switch an alias on or off
 #[utoipa::path(patch, path = "/api/v1/proxy/aliases/{id}/state", tag = "aliases", operation_id = "switch_alias",
     request_body = SwitchAlias,
@@ -139,6 +165,7 @@ pub async fn switch(
 
 async fn apply(api: &Api, caller: &Caller, id: AliasId, patch: AliasPatch) -> Result<Answer<AliasView>, ApiError> {
     seen(api, caller, id)?;
+    may_vouch(caller, &patch.settings)?;
     let alias = api.service.update_alias(id, patch).await?;
     Ok(Answer::ok("Proxy alias updated successfully", view(api, &alias)))
 }

@@ -44,7 +44,7 @@ use std::sync::Arc;
 use axum::Router;
 use tokio_util::sync::CancellationToken;
 
-use crate::lifecycle::Service;
+use crate::lifecycle::{Names, Service};
 
 pub use server::serve;
 
@@ -54,13 +54,14 @@ pub const BASE: &str = "/api/v1";
 #[derive(Debug, Clone)]
 pub struct Api {
     service: Service,
+    names: Arc<dyn Names>,
     keys: Arc<idempotency::Keys>,
     followers: follow::Followers,
 }
 
-/// The whole API over a service; answers that would not end by themselves do so at `shutdown`.
-pub fn router(service: Service, shutdown: CancellationToken) -> Router {
-    routes::build(Api { service, keys: Arc::default(), followers: follow::Followers::new(shutdown) })
+/// The whole API over a service; domains are verified by `names`, and answers that would not end by themselves do so at `shutdown`.
+pub fn router(service: Service, names: Arc<dyn Names>, shutdown: CancellationToken) -> Router {
+    routes::build(Api { service, names, keys: Arc::default(), followers: follow::Followers::new(shutdown) })
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ use super::{
         permissions::show, permissions::replace, permissions::clear, permissions::set_default, permissions::put_group,
         permissions::put_group_of_type, permissions::remove_group,
         logs::logs, logs::status_logs, exec::exec, events::list, events::stream, receipts::show, leaks::list,
-        aliases::create, aliases::list, aliases::show, aliases::change, aliases::switch, aliases::remove,
+        aliases::create, aliases::list, aliases::show, aliases::change, aliases::switch, aliases::verify, aliases::remove,
         images::import, images::list, images::remove,
         tokens::create, tokens::list, tokens::remove,
         health::healthz, health::readyz, document, page,

@@ -68,6 +68,7 @@ fn api_routes(api: &Api) -> Vec<(&'static str, MethodRouter<Api>)> {
         ("/proxy/aliases", once(post(aliases::create)).get(aliases::list)),
         ("/proxy/aliases/{id}", get(aliases::show).patch(aliases::change).delete(aliases::remove)),
         ("/proxy/aliases/{id}/state", patch(aliases::switch)),
+        ("/proxy/aliases/{id}/verify", post(aliases::verify)),
         ("/events", get(events::list)),
         ("/events/stream", get(events::stream)),
         ("/receipts/{id}", get(receipts::show)),

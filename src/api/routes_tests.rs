@@ -16,7 +16,15 @@ use crate::lifecycle::tests::Lab;
 /// Over a machine in memory.
 async fn api() -> (Lab, Api) {
     let (lab, service, _) = Lab::new().await;
-    (lab, Api { service, keys: Arc::default(), followers: Followers::new(CancellationToken::new()) })
+    (
+        lab,
+        Api {
+            service,
+            names: Arc::new(super::super::tests::Zone::default()),
+            keys: Arc::default(),
+            followers: Followers::new(CancellationToken::new()),
+        },
+    )
 }
 
 async fn send(method: &str, path: &str, headers: &[(&str, &str)]) -> Response {

@@ -56,6 +56,12 @@ pub enum Command {
         /// Name or id
         alias: String,
     },
+    /// Let an alias's domain lead where it does, if the DNS says so
+    #[command(after_help = "Example:\n  tenantry alias verify acme-crm")]
+    Verify {
+        /// Name or id
+        alias: String,
+    },
     /// Take an alias away
     #[command(visible_alias = "rm", after_help = "Example:\n  tenantry alias delete acme-crm")]
     Delete {
@@ -70,6 +76,12 @@ pub struct Leads {
     /// 3–61 of a-z, 0-9 and -; left out: 48 hex digits that nobody can guess
     #[arg(long, value_name = "NAME")]
     alias: Option<String>,
+    /// A domain of the customer's that leads to the same once it is verified
+    #[arg(long, value_name = "DOMAIN")]
+    domain: Option<String>,
+    /// Take the domain for verified, whatever the DNS says
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    verified: Option<bool>,
     /// The port it leads to, in the place of the container's own
     #[arg(long)]
     port: Option<u16>,
@@ -88,12 +100,25 @@ impl Leads {
     fn into_body(self) -> Map<String, Value> {
         given(json!({
             "alias": self.alias, "port": self.port, "target_path": self.target_path,
-            "allow_path_override": self.allow_path_override, "expires_at": self.expires_at
+            "allow_path_override": self.allow_path_override, "expires_at": self.expires_at,
+            "domain": self.domain, "verified": self.verified
         }))
     }
 }
 
-const FIELDS: [&str; 8] = ["id", "alias", "container_id", "url", "port", "target_path", "enabled", "expires_at"];
+const FIELDS: [&str; 11] = [
+    "id",
+    "alias",
+    "container_id",
+    "url",
+    "port",
+    "target_path",
+    "enabled",
+    "expires_at",
+    "domain",
+    "verified",
+    "verification",
+];
 
 /// Carries the command out.
 pub async fn run(command: Command, context: &Context) -> anyhow::Result<ExitCode> {
@@ -125,6 +150,10 @@ pub async fn run(command: Command, context: &Context) -> anyhow::Result<ExitCode
         Command::Update { alias, leads } => change(context, &alias, "", Value::Object(leads.into_body())).await?,
         Command::Enable { alias } => change(context, &alias, "/state", json!({ "enabled": true })).await?,
         Command::Disable { alias } => change(context, &alias, "/state", json!({ "enabled": false })).await?,
+        Command::Verify { alias } => {
+            let path = format!("{}/verify", path(context, &alias).await?);
+            out.one(&client.send(client.request(Method::POST, &path)).await?, &FIELDS)?;
+        }
         Command::Delete { alias } => {
             let gone = client.send(client.request(Method::DELETE, &path(context, &alias).await?)).await?;
             out.one(&gone, &["id"])?;

@@ -23,7 +23,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::{Config, ConfigError};
 use crate::domain::Bytes;
-use crate::egress::dns::{Resolver, ResolverConfig};
+use crate::egress::dns::{Lookup, Resolver, ResolverConfig};
 use crate::egress::{Dialer, Relay, RelayConfig};
 use crate::lifecycle::{ALARM_LOOK_MS, Drivers, Error, Report, Service};
 use crate::proxy::tls::{Certificates, FolderError, Tls, TlsConfig, TlsError};
@@ -245,7 +245,9 @@ impl Daemon {
         beside.spawn(sweep_groups(pool.pool.clone(), shutdown.clone()));
         beside.close();
         tracing::info!(api = %config.api.listen, proxy = %config.proxy.listen, "serving");
-        let router = crate::api::router(service.clone(), shutdown.clone());
+        let dialer = Dialer::new(config.net.subnet, config.relay.allow_local_proxies);
+        let names = Arc::new(Lookup::new(config.dns.upstreams.clone(), dialer));
+        let router = crate::api::router(service.clone(), names, shutdown.clone());
         crate::api::serve(api, router, shutdown).await;
         service.close(Duration::from_secs(CLOSE_S_MAX)).await;
         beside.wait().await;

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use crate::config;
 use crate::domain::alias::Standing;
 use crate::domain::host::Route;
-use crate::domain::{Container, ContainerId, Phase};
+use crate::domain::{Container, ContainerId, Phase, ProxyAlias};
 use crate::lifecycle::{Named, NotAwake, Service, Wanted};
 use crate::proxy::{Found, Gate, Resolution, Routes, Upstream, Visitor};
 
@@ -52,16 +52,12 @@ impl Table {
         match route {
             Route::Alias(alias) => match self.service.named(alias).ok_or(Resolution::Unknown)? {
                 Named::Own(container) => Ok(Place { id: container.id, port: container.settings.port, path: None }),
-                Named::Further(alias, container) => match alias.standing(Timestamp::now()) {
-                    Standing::Good => Ok(Place {
-                        id: container.id,
-                        port: alias.port.unwrap_or(container.settings.port),
-                        path: alias.path_for(asked).map(ToString::to_string),
-                    }),
-                    Standing::Disabled => Err(Resolution::Disabled),
-                    Standing::Expired => Err(Resolution::Expired),
-                },
+                Named::Further(alias, container) => lead(&alias, &container, asked),
             },
+            Route::Domain(domain) => {
+                let (alias, container) = self.service.at_domain(domain).ok_or(Resolution::Unknown)?;
+                lead(&alias, &container, asked)
+            }
             Route::Canonical { project, container, port } => {
                 let container = self.service.container(*container).map_err(|_| Resolution::Unknown)?;
                 let place = Place { id: container.id, port: *port, path: None };
@@ -128,6 +124,24 @@ impl Table {
     }
 }
 
+/// The port of an alias; none where it leads nowhere now, which is told by whoever resolves it.
+fn port_if_good(alias: &ProxyAlias) -> Option<Option<NonZeroU16>> {
+    (alias.standing(Timestamp::now()) == Standing::Good).then_some(alias.port)
+}
+
+/// Where an alias leads, if it does now.
+fn lead(alias: &ProxyAlias, container: &Container, asked: &str) -> Result<Place, Resolution> {
+    match alias.standing(Timestamp::now()) {
+        Standing::Good => Ok(Place {
+            id: container.id,
+            port: alias.port.unwrap_or(container.settings.port),
+            path: alias.path_for(asked).map(ToString::to_string),
+        }),
+        Standing::Disabled => Err(Resolution::Disabled),
+        Standing::Expired => Err(Resolution::Expired),
+    }
+}
+
 fn refused(container: &Container, error: NotAwake) -> Resolution {
     tracing::info!(container = %container.id, %error, "a request could not wake it");
     match error {
@@ -144,12 +158,12 @@ impl Routes for Table {
         let (container, port) = match route {
             Route::Alias(alias) => match self.service.named(alias)? {
                 Named::Own(container) => (container, None),
-                Named::Further(alias, container) => {
-                    // One that leads nowhere now is told so, by whoever resolves it.
-                    let port = (alias.standing(Timestamp::now()) == Standing::Good).then_some(alias.port)?;
-                    (container, port)
-                }
+                Named::Further(alias, container) => (container, port_if_good(&alias)?),
             },
+            Route::Domain(domain) => {
+                let (alias, container) = self.service.at_domain(domain)?;
+                (container, port_if_good(&alias)?)
+            }
             Route::Canonical { project, container, port } => {
                 let container = self.service.container(*container).ok()?;
                 (container.project == *project).then_some((container, Some(*port)))?

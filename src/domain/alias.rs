@@ -7,7 +7,7 @@ use std::str::FromStr;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::host::Alias;
+use super::host::{Alias, CustomDomain};
 use super::id::{AliasId, ContainerId};
 
 /// Aliases of one container, at most; its own one is not counted.
@@ -61,6 +61,48 @@ impl fmt::Display for TargetPath {
     }
 }
 
+/// What the owner of a domain puts into the DNS to say that it may lead here: 32 hex digits that nobody can guess.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Proof(Box<str>);
+
+impl Proof {
+    /// A new one.
+    pub fn generate() -> Self {
+        Self(hex::encode(rand::random::<[u8; 16]>()).into())
+    }
+
+    /// As text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A customer's own host name for an alias.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Custom {
+    /// The name: unique on this host.
+    pub domain: CustomDomain,
+    /// What its owner shows.
+    pub proof: Proof,
+    /// Since when it was known that the owner wants this; `None`: it leads nowhere yet.
+    pub verified_at: Option<Timestamp>,
+}
+
+impl Custom {
+    /// Not yet verified.
+    pub fn new(domain: CustomDomain) -> Self {
+        Self { domain, proof: Proof::generate(), verified_at: None }
+    }
+
+    /// Whether what the DNS says of it proves that its owner wants it to lead here: the proof as a text, or the domain as another
+    /// name of the alias's own host.
+    pub fn is_proven_by(&self, texts: &[String], canonical: Option<&str>, own_host: &str) -> bool {
+        let leads_here = canonical.is_some_and(|name| name.trim_end_matches('.').eq_ignore_ascii_case(own_host));
+        leads_here || texts.iter().any(|text| text.trim() == self.proof.as_str())
+    }
+}
+
 /// A further name of a container. It goes with the container, and is not copied.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProxyAlias {
@@ -70,6 +112,9 @@ pub struct ProxyAlias {
     pub container: ContainerId,
     /// The name: unique on this host.
     pub alias: Alias,
+    /// A domain of the customer's that leads to the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub custom: Option<Custom>,
     /// The port it leads to; `None`: the container's own, whatever that becomes.
     pub port: Option<NonZeroU16>,
     /// The path it leads to; `None`: what was asked for.
@@ -123,6 +168,7 @@ mod tests {
             id: AliasId::NIL,
             container: ContainerId::NIL,
             alias: "shop".parse().unwrap(),
+            custom: None,
             port: None,
             target_path: Some("/app".parse().unwrap()),
             allow_path_override: false,
@@ -130,6 +176,28 @@ mod tests {
             expires_at: None,
             created_at: Timestamp::UNIX_EPOCH,
             updated_at: Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    #[test]
+    fn a_domain_is_proven_by_its_own_text_or_by_leading_to_its_alias() {
+        let custom = Custom::new("shop.example.com".parse().unwrap());
+        let proven = |texts: &[&str], canonical| {
+            let texts: Vec<_> = texts.iter().map(ToString::to_string).collect();
+            custom.is_proven_by(&texts, canonical, "shop.node1.example.org")
+        };
+        let proof = custom.proof.as_str();
+        assert!(proven(&["v=spf1", proof], None));
+        assert!(proven(&[], Some("SHOP.node1.example.org.")));
+        let other = Custom::new("shop.example.com".parse().unwrap());
+        for (texts, canonical) in [
+            (vec![], None),
+            (vec![other.proof.as_str()], None),
+            (vec![&proof[1..]], None),
+            (vec![""], Some("other.node1.example.org.")),
+            (vec![], Some("x.shop.node1.example.org")),
+        ] {
+            assert!(!proven(&texts, canonical), "{texts:?} {canonical:?}");
         }
     }
 

@@ -1,6 +1,6 @@
 //! Which container a Host names, and which URL names a container. Pure.
 //!
-//! Two forms exist under `{server_name}.{domain}`: `{project_id}-{container_id}-http-{port}`, which says where it
+//! A host elsewhere may be a customer's own domain, which the store resolves as well. Two forms exist under `{server_name}.{domain}`: `{project_id}-{container_id}-http-{port}`, which says where it
 //! goes, and an alias, which the store resolves. Invariants: what the renderer writes the parser reads back; a label
 //! of the canonical form is never an alias, so that nobody can take an alias that shadows another container.
 
@@ -104,11 +104,79 @@ impl fmt::Display for Alias {
     }
 }
 
+/// The longest domain of a customer's: its name with [`PROOF_LABEL`] in front is one too.
+const DOMAIN_BYTES_MAX: usize = HOST_BYTES_MAX - PROOF_LABEL.len() - 1;
+/// The label below a customer's domain at which its owner says that it may lead here. An underscore keeps it out of host names
+/// (RFC 8552).
+pub const PROOF_LABEL: &str = "_tenantry";
+
+/// A text that is no domain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a domain such as shop.example.com is wanted: two labels or more of a-z, 0-9 and -, at most 243 characters")]
+pub struct DomainError;
+
+/// A customer's own host name, lower case, without a trailing dot.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct CustomDomain(Box<str>);
+
+impl CustomDomain {
+    /// The domain as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The name at which its owner proves it.
+    pub fn proof_name(&self) -> String {
+        format!("{PROOF_LABEL}.{}", self.0)
+    }
+}
+
+impl FromStr for CustomDomain {
+    type Err = DomainError;
+    fn from_str(text: &str) -> Result<Self, DomainError> {
+        let text = text.strip_suffix('.').unwrap_or(text);
+        let fits = text.len() <= DOMAIN_BYTES_MAX && text.split('.').all(is_label);
+        // The last label of a name is no number, or it would be read as an address (RFC 1123 §2.1).
+        let last_is_a_name =
+            text.rsplit_once('.').is_some_and(|(_, last)| last.bytes().any(|b| b.is_ascii_alphabetic()));
+        if fits && last_is_a_name { Ok(Self(text.to_ascii_lowercase().into())) } else { Err(DomainError) }
+    }
+}
+
+impl TryFrom<String> for CustomDomain {
+    type Error = DomainError;
+    fn try_from(text: String) -> Result<Self, DomainError> {
+        text.parse()
+    }
+}
+
+impl From<CustomDomain> for String {
+    fn from(domain: CustomDomain) -> String {
+        domain.0.into_string()
+    }
+}
+
+impl fmt::Display for CustomDomain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+fn is_label(text: &str) -> bool {
+    (1..=LABEL_BYTES_MAX).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+}
+
 /// Where a Host points, before anybody asked whether it exists.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Route {
     /// Some container's alias.
     Alias(Alias),
+    /// Some customer's domain, or nobody's.
+    Domain(CustomDomain),
     /// A container named in full.
     Canonical {
         /// Its project.
@@ -150,14 +218,8 @@ impl HostNames {
     /// The names under `{server_name}.{domain}`, reached by `scheme` on `port`.
     pub fn new(server_name: &str, domain: &str, scheme: Scheme, port: u16) -> Result<Self, HostNamesError> {
         let zone = format!("{server_name}.{domain}").to_ascii_lowercase();
-        let label = |l: &str| {
-            (1..=LABEL_BYTES_MAX).contains(&l.len())
-                && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
-                && !l.starts_with('-')
-                && !l.ends_with('-')
-        };
         let fits = zone.len() + 1 + ALIAS_BYTES.end().max(&CANONICAL_BYTES_MAX) <= HOST_BYTES_MAX;
-        if fits && zone.split('.').all(label) {
+        if fits && zone.split('.').all(is_label) {
             Ok(Self { zone: zone.into(), scheme, port })
         } else {
             Err(HostNamesError(zone.chars().take(HOST_BYTES_MAX).collect()))
@@ -178,12 +240,24 @@ impl HostNames {
         lower.copy_from_slice(host.as_bytes());
         lower.make_ascii_lowercase();
         let lower = std::str::from_utf8(lower).map_err(|_| HostError::Malformed)?;
-        let label =
-            lower.strip_suffix(&*self.zone).and_then(|rest| rest.strip_suffix('.')).ok_or(HostError::Foreign)?;
+        let Some(label) = lower.strip_suffix(&*self.zone) else {
+            return lower.parse().map(Route::Domain).map_err(|_| HostError::Foreign);
+        };
+        let label = match label.strip_suffix('.') {
+            Some(label) => label,
+            None if label.is_empty() => return Err(HostError::Foreign),
+            // Only the end of its last label is the zone's first.
+            None => return lower.parse().map(Route::Domain).map_err(|_| HostError::Foreign),
+        };
         match parse_canonical(label) {
             Some(route) => Ok(route),
             None => label.parse().map(Route::Alias).map_err(|_| HostError::Foreign),
         }
+    }
+
+    /// The host name of an alias.
+    pub fn host_of_alias(&self, alias: &Alias) -> String {
+        format!("{alias}.{}", self.zone)
     }
 
     /// The URL of an alias, without a path.
@@ -291,9 +365,7 @@ mod tests {
         for host in [
             "node1.localhost",
             ".node1.localhost",
-            "example.com",
-            "acme.node2.localhost",
-            "xnode1.localhost",
+            "localhost",
             "a.b.node1.localhost",
             "ab.node1.localhost",
             "a_b.node1.localhost",
@@ -301,6 +373,24 @@ mod tests {
             "[::1]:80",
         ] {
             assert_eq!(names(80).parse(host), Err(HostError::Foreign), "{host}");
+        }
+    }
+
+    #[test]
+    fn a_good_name_elsewhere_may_be_a_customers() {
+        for (host, domain) in [
+            ("Shop.Example.com:8080", "shop.example.com"),
+            ("acme.node2.localhost", "acme.node2.localhost"),
+            ("xnode1.localhost", "xnode1.localhost"),
+            ("example.com.", "example.com"),
+        ] {
+            assert_eq!(names(80).parse(host), Ok(Route::Domain(domain.parse().unwrap())), "{host}");
+        }
+        let long = format!("{}.com", ["a".repeat(63), "b".repeat(63), "c".repeat(63), "d".repeat(60)].join("."));
+        for bad in [
+            "", "com", "10.0.0.1", "a..b", "-a.com", "a-.com", "a_b.com", "*.com", "ä.com", "a.com/x", "a.com:1", &long,
+        ] {
+            assert!(bad.parse::<CustomDomain>().is_err(), "{bad}");
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::error::{Error, What};
 use crate::domain::alias::{ALIASES_MAX, ProxyAlias};
-use crate::domain::host::Alias;
+use crate::domain::host::{Alias, CustomDomain};
 use crate::domain::{AliasId, ContainerId};
 
 /// All of them.
@@ -13,6 +13,7 @@ use crate::domain::{AliasId, ContainerId};
 pub struct Aliases {
     by_id: BTreeMap<AliasId, Arc<ProxyAlias>>,
     by_name: HashMap<Alias, AliasId>,
+    by_domain: HashMap<CustomDomain, AliasId>,
     by_container: HashMap<ContainerId, Vec<AliasId>>,
 }
 
@@ -20,13 +21,17 @@ impl Aliases {
     /// Adds one, or puts a changed one in its place. An alias stays with its container.
     ///
     /// # Errors
-    /// The name is another's, or the container has as many as it may; nothing is changed then.
+    /// The name or the domain is another's, or the container has as many as it may; nothing is changed then.
     pub fn put(&mut self, new: ProxyAlias) -> Result<Arc<ProxyAlias>, Error> {
         if self.by_name.get(&new.alias).is_some_and(|other| *other != new.id) {
             return Err(Error::AliasInUse { what: What::Alias, name: new.alias.to_string() });
         }
-        match self.by_id.get(&new.id) {
-            Some(old) => drop(self.by_name.remove(&old.alias)),
+        let domain = new.custom.as_ref().map(|custom| &custom.domain);
+        if let Some(taken) = domain.filter(|domain| self.by_domain.get(domain).is_some_and(|other| *other != new.id)) {
+            return Err(Error::AliasInUse { what: What::Alias, name: taken.to_string() });
+        }
+        match self.by_id.get(&new.id).cloned() {
+            Some(old) => self.forget_names(&old),
             None => {
                 let theirs = self.by_container.entry(new.container).or_default();
                 if theirs.len() >= ALIASES_MAX {
@@ -37,6 +42,9 @@ impl Aliases {
         }
         let new = Arc::new(new);
         self.by_name.insert(new.alias.clone(), new.id);
+        if let Some(custom) = &new.custom {
+            self.by_domain.insert(custom.domain.clone(), new.id);
+        }
         self.by_id.insert(new.id, new.clone());
         Ok(new)
     }
@@ -44,12 +52,19 @@ impl Aliases {
     /// Forgets one.
     pub fn remove(&mut self, id: AliasId) {
         let Some(old) = self.by_id.remove(&id) else { return };
-        self.by_name.remove(&old.alias);
+        self.forget_names(&old);
         if let Some(theirs) = self.by_container.get_mut(&old.container) {
             theirs.retain(|other| *other != id);
             if theirs.is_empty() {
                 self.by_container.remove(&old.container);
             }
+        }
+    }
+
+    fn forget_names(&mut self, old: &ProxyAlias) {
+        self.by_name.remove(&old.alias);
+        if let Some(custom) = &old.custom {
+            self.by_domain.remove(&custom.domain);
         }
     }
 
@@ -64,6 +79,17 @@ impl Aliases {
     /// The one of this name.
     pub fn named(&self, name: &Alias) -> Option<Arc<ProxyAlias>> {
         self.by_id.get(self.by_name.get(name)?).cloned()
+    }
+
+    /// The one with this domain, verified or not.
+    pub fn at(&self, domain: &CustomDomain) -> Option<Arc<ProxyAlias>> {
+        self.by_id.get(self.by_domain.get(domain)?).cloned()
+    }
+
+    /// Domains that were verified.
+    pub fn verified_domains(&self) -> impl Iterator<Item = CustomDomain> {
+        let verified = |id: &AliasId| self.by_id.get(id)?.custom.as_ref().filter(|custom| custom.verified_at.is_some());
+        self.by_domain.values().filter_map(verified).map(|custom| custom.domain.clone())
     }
 
     /// A container's, in the order they were made.
@@ -83,12 +109,14 @@ mod tests {
     use jiff::Timestamp;
 
     use super::*;
+    use crate::domain::alias::Custom;
 
     fn alias(container: ContainerId, name: &str) -> ProxyAlias {
         ProxyAlias {
             id: AliasId::generate(),
             container,
             alias: name.parse().unwrap(),
+            custom: None,
             port: None,
             target_path: None,
             allow_path_override: false,
@@ -110,6 +138,23 @@ mod tests {
         aliases.remove(shop.id);
         assert_eq!(aliases.all(), [other]);
         assert!(aliases.of(container).is_empty() && aliases.get(shop.id).is_err());
+    }
+
+    #[test]
+    fn a_domain_has_one_alias_and_is_free_again_when_it_is_given_up() {
+        let (mut aliases, container) = (Aliases::default(), ContainerId::generate());
+        let with = |name, domain: &str| ProxyAlias {
+            custom: Some(Custom::new(domain.parse().unwrap())),
+            ..alias(container, name)
+        };
+        let first = aliases.put(with("one", "shop.example.com")).unwrap();
+        assert!(matches!(aliases.put(with("two", "shop.example.com")), Err(Error::AliasInUse { .. })));
+        let moved = ProxyAlias { custom: Some(Custom::new("www.example.com".parse().unwrap())), ..(*first).clone() };
+        aliases.put(moved).unwrap();
+        assert!(aliases.at(&"shop.example.com".parse().unwrap()).is_none());
+        aliases.put(with("two", "shop.example.com")).unwrap();
+        aliases.remove(first.id);
+        assert!(aliases.at(&"www.example.com".parse().unwrap()).is_none());
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! What a verb can be refused for, or fail of. Nothing here knows a status code; `api/error.rs` maps each variant once.
 
+use super::names::NamesError;
 use crate::domain::container::{PatchError, SettingsError};
 use crate::domain::firewall::{OwnRulesError, Side};
+use crate::domain::host::CustomDomain;
 use crate::domain::network::NetworkError;
 use crate::domain::{ContainerId, EnvError, Status, Verb};
 use crate::store::StoreError;
@@ -61,6 +63,35 @@ pub enum Error {
     AliasLimit {
         /// How many that are.
         max: usize,
+    },
+    /// It has no domain that could be verified.
+    #[error("the alias has no domain")]
+    NoDomain,
+    /// The domain lies where this host's own names do.
+    #[error("`{0}` is among this server's own names")]
+    OwnDomain(CustomDomain),
+    /// What the DNS says of a domain does not prove it.
+    #[error(
+        "the DNS does not say that `{domain}` may lead here: a TXT record of `{proof_name}` with the text `{proof}` is wanted, or a CNAME of the domain to `{host}`"
+    )]
+    NotProven {
+        /// Which.
+        domain: CustomDomain,
+        /// Where a text is looked for.
+        proof_name: String,
+        /// The text.
+        proof: String,
+        /// The alias's own host.
+        host: String,
+    },
+    /// The DNS cannot be asked.
+    #[error("the DNS cannot be asked for `{domain}` now")]
+    NamesUnavailable {
+        /// About which.
+        domain: CustomDomain,
+        /// Why.
+        #[source]
+        source: NamesError,
     },
     /// It has no network settings to switch on or off.
     #[error("the container has no network settings to switch on or off")]

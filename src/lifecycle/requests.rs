@@ -12,7 +12,7 @@ use super::error::Error;
 use super::execute::Timings;
 use crate::domain::alias::TargetPath;
 use crate::domain::container::{EnvChange, ExternalId, LimitsPatch, SettingsPatch};
-use crate::domain::host::Alias;
+use crate::domain::host::{Alias, CustomDomain};
 use crate::domain::policy::PolicyName;
 use crate::domain::token::Permissions;
 use crate::domain::{
@@ -272,6 +272,9 @@ pub struct AliasPatch {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[allow(missing_docs, reason = "each field is the one of the same name in ProxyAlias")]
 pub struct AliasSettings {
+    pub domain: Option<Option<CustomDomain>>,
+    /// Whether the domain is taken for proven, whatever the DNS says.
+    pub verified: Option<bool>,
     pub port: Option<Option<NonZeroU16>>,
     pub target_path: Option<Option<TargetPath>>,
     pub allow_path_override: Option<bool>,

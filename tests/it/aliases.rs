@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::daemon::{Client, id_of, patience, play};
+use crate::support::daemon::{Client, answer, id_of, patience, play, play_in_lab};
+use crate::support::name_server::NameServer;
+use crate::support::net::INTERNET;
 
 async fn tenant(client: &Client) -> Value {
     let project = client.create_project("acme").await;
@@ -114,5 +116,38 @@ fn names_are_unique_and_outlive_the_daemon() {
         assert_eq!(client.page(&alias, "/").await.status, 200);
         client.delete(&format!("/proxy/aliases/{}", id_of(&alias))).await.data(200);
         client.page(&alias, "/").await.refused(404, "UNKNOWN_HOST");
+    });
+}
+
+#[test]
+fn a_customers_domain_leads_to_its_container_once_the_dns_says_so() {
+    play_in_lab(&format!("[dns]\nupstreams = ['{INTERNET}']"), async |daemon, lab| {
+        let names = NameServer::listen(&lab.internet);
+        let client = &daemon.client;
+        let tenant = tenant(client).await;
+        let id = id_of(&tenant);
+        let alias = make(client, json!({ "container_id": id, "alias": "shop", "domain": "shop.acme.example" })).await;
+        let path = format!("/proxy/aliases/{}", id_of(&alias));
+        let visit = async |path: &str| {
+            answer(client.open(reqwest::Method::GET, &format!("http://shop.acme.example{path}"))).await
+        };
+        visit("/").await.refused(404, "UNKNOWN_HOST");
+        client.post(&format!("{path}/verify"), json!({})).await.refused(409, "DOMAIN_NOT_VERIFIED");
+        names.say("_tenantry.shop.acme.example.", alias["verification"]["txt_value"].as_str().unwrap());
+        let verified = client.post(&format!("{path}/verify"), json!({})).await.data(200);
+        assert_eq!(verified["verified"], true);
+        // A host name is one whatever its case, and wakes as any other.
+        client.verb(&id, "stop").await.data(200);
+        assert_eq!(visit("/cgi-bin/where?a=1").await.text, "/cgi-bin/where?a=1\n");
+        let other_case = client.open(reqwest::Method::GET, "http://SHOP.acme.example:8080/cgi-bin/where");
+        assert_eq!(answer(other_case).await.status, 200);
+        client.patch(&format!("{path}/state"), json!({ "enabled": false })).await.data(200);
+        visit("/").await.refused(404, "ALIAS_DISABLED");
+        client.patch(&path, json!({ "enabled": true, "verified": false })).await.data(200);
+        visit("/").await.refused(404, "UNKNOWN_HOST");
+        client.patch(&path, json!({ "verified": true })).await.data(200);
+        assert_eq!(visit("/cgi-bin/where").await.status, 200);
+        client.delete(&format!("/containers/{id}?wait=erased")).await.data(200);
+        visit("/").await.refused(404, "UNKNOWN_HOST");
     });
 }

@@ -2,6 +2,7 @@
 
 mod access;
 mod changes;
+mod domains;
 mod events;
 mod follow;
 mod lists;
@@ -10,6 +11,9 @@ mod once;
 mod permissions;
 mod projects;
 mod stream;
+
+use std::collections::HashMap;
+use std::sync::Mutex;
 
 use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode};
@@ -21,8 +25,8 @@ use tower::ServiceExt;
 use super::*;
 use crate::domain::ProjectId;
 use crate::domain::token::Permissions;
-use crate::lifecycle::NewToken;
 use crate::lifecycle::tests::Lab;
+use crate::lifecycle::{NamesError, NewToken};
 
 /// An answer.
 #[derive(Debug)]
@@ -53,14 +57,45 @@ struct Desk {
     token: String,
     router: Router,
     shutdown: CancellationToken,
+    zone: Arc<Zone>,
+}
+
+/// What the DNS says: `name TXT` and `name CNAME`, and with `None` nothing at all.
+#[derive(Debug, Default)]
+pub(super) struct Zone(Mutex<HashMap<String, Option<String>>>);
+
+impl Zone {
+    fn say(&self, name: &str, kind: &str, text: Option<&str>) {
+        self.0.lock().unwrap().insert(format!("{name} {kind}"), text.map(str::to_owned));
+    }
+
+    fn ask(&self, name: &str, kind: &str) -> Result<Option<String>, NamesError> {
+        match self.0.lock().unwrap().get(&format!("{name} {kind}")) {
+            Some(None) => Err(NamesError("silence".into())),
+            Some(Some(text)) => Ok(Some(text.clone())),
+            None => Ok(None),
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl Names for Zone {
+    async fn texts(&self, name: &str) -> Result<Vec<String>, NamesError> {
+        self.ask(name, "TXT").map(|text| text.into_iter().collect())
+    }
+
+    async fn canonical(&self, name: &str) -> Result<Option<String>, NamesError> {
+        self.ask(name, "CNAME")
+    }
 }
 
 impl Desk {
     async fn new() -> Self {
         let (lab, service, project) = Lab::new().await;
         let shutdown = CancellationToken::new();
-        let router = router(service.clone(), shutdown.clone());
-        let mut desk = Self { lab, service, project, token: String::new(), router, shutdown };
+        let zone = Arc::new(Zone::default());
+        let router = router(service.clone(), zone.clone(), shutdown.clone());
+        let mut desk = Self { lab, service, project, token: String::new(), router, shutdown, zone };
         desk.token = desk.token_of("test", Permissions::FullAccess, None).await;
         desk
     }
@@ -68,7 +103,7 @@ impl Desk {
     /// The next daemon on the same machine.
     async fn restarted(mut self) -> Self {
         self.service = self.lab.daemon().await;
-        self.router = router(self.service.clone(), self.shutdown.clone());
+        self.router = router(self.service.clone(), self.zone.clone(), self.shutdown.clone());
         self
     }
 

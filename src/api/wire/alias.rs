@@ -9,7 +9,7 @@ use super::nullable;
 use crate::api::error::ApiError;
 use crate::api::page::Pagination;
 use crate::domain::alias::{ProxyAlias, TargetPath};
-use crate::domain::host::{Alias, AliasError};
+use crate::domain::host::{Alias, AliasError, CustomDomain, DomainError};
 use crate::lifecycle::{AliasPatch, AliasSettings, NewAlias};
 
 /// A further name for a container, or a change to one, where fields that are left out stay as they are.
@@ -20,6 +20,12 @@ pub struct AliasBody {
     container_id: Option<String>,
     /// 3–61 of `a-z 0-9 -`, unique on this host; null or left out: 48 hex digits that nobody can guess.
     alias: Option<String>,
+    /// A domain of the customer's that leads to the same, such as `shop.example.com`, once it is verified; unique on this host.
+    #[serde(default, deserialize_with = "nullable")]
+    #[schema(value_type = Option<String>)]
+    domain: Option<Option<String>>,
+    /// Takes the domain for verified, or for not: for full-access tokens of the whole host.
+    verified: Option<bool>,
     /// `http`, the only one.
     program: Option<String>,
     /// The port it leads to; null or left out: the container's own.
@@ -53,6 +59,10 @@ fn name(text: &str) -> Result<Alias, ApiError> {
     text.parse().map_err(|error: AliasError| ApiError::bad("INVALID_ALIAS", error.to_string()).of("alias"))
 }
 
+fn domain(text: String) -> Result<CustomDomain, ApiError> {
+    text.parse().map_err(|error: DomainError| ApiError::bad("INVALID_DOMAIN", error.to_string()).of("domain"))
+}
+
 fn target_path(text: String) -> Result<TargetPath, ApiError> {
     text.parse().map_err(|error| ApiError::invalid("target_path", error))
 }
@@ -83,6 +93,8 @@ impl AliasBody {
         Ok(AliasPatch {
             alias: map(self.alias, |text| name(&text))?,
             settings: AliasSettings {
+                domain: map_inner(self.domain, domain)?,
+                verified: self.verified,
                 port: map_inner(self.port, port)?,
                 target_path: map_inner(self.target_path, target_path)?,
                 allow_path_override: self.allow_path_override,
@@ -114,6 +126,12 @@ pub struct AliasView {
     pub container_id: String,
     /// The name.
     pub alias: String,
+    /// A domain of the customer's; null: none.
+    pub domain: Option<String>,
+    /// Whether the domain leads anywhere.
+    pub verified: bool,
+    /// How the domain's owner says that it may lead here; null where there is none.
+    pub verification: Option<Verification>,
     /// `http`.
     pub program: &'static str,
     /// The port it leads to; null: the container's own.
@@ -134,13 +152,32 @@ pub struct AliasView {
     pub updated_at: Timestamp,
 }
 
+/// What the DNS must say of a domain: either.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct Verification {
+    /// The name of a TXT record.
+    pub txt_name: String,
+    /// Its text.
+    pub txt_value: String,
+    /// What the domain is to be another name of, by a CNAME record.
+    pub cname_target: String,
+}
+
 impl AliasView {
-    /// A record as the API shows it.
-    pub fn new(alias: &ProxyAlias, url: String) -> Self {
+    /// A record as the API shows it; `host` is its own.
+    pub fn new(alias: &ProxyAlias, url: String, host: String) -> Self {
+        let custom = alias.custom.as_ref();
         Self {
             id: alias.id.to_string(),
             container_id: alias.container.to_string(),
             alias: alias.alias.to_string(),
+            domain: custom.map(|custom| custom.domain.to_string()),
+            verified: custom.is_some_and(|custom| custom.verified_at.is_some()),
+            verification: custom.map(|custom| Verification {
+                txt_name: custom.domain.proof_name(),
+                txt_value: custom.proof.as_str().to_owned(),
+                cname_target: host,
+            }),
             program: "http",
             port: alias.port.map(Into::into),
             target_path: alias.target_path.as_ref().map(ToString::to_string),

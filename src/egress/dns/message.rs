@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::{A, AAAA, CNAME};
-use hickory_proto::rr::{DNSClass, RData, Record, RecordType};
+use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use ipnetwork::Ipv4Network;
 
 use crate::domain::Subnet;
@@ -108,6 +108,12 @@ pub(super) fn read(packet: &[u8]) -> Packet {
 }
 
 impl Question {
+    /// One of the daemon's own.
+    pub(super) fn own(name: Name, kind: RecordType) -> Self {
+        let query = Query::query(name, kind);
+        Self { id: 0, recursion_desired: true, checking_disabled: false, query, edns: None }
+    }
+
     /// How many bytes an answer over UDP may have.
     pub(super) fn udp_bytes_max(&self) -> usize {
         self.edns.map_or(UDP_BYTES_MIN, |edns| edns.udp_bytes_max).into()

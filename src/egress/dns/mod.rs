@@ -18,6 +18,7 @@
 //! Bounds: a tenant that asks too often or too much at once is told REFUSED, and the firewall drops what comes faster than anybody
 //! could answer, so that its questions push nobody else's out of the socket.
 
+mod lookup;
 mod message;
 mod server;
 mod upstream;
@@ -36,6 +37,8 @@ use crate::domain::Subnet;
 use crate::domain::dns::NameServer;
 use crate::domain::network::{Network, Way};
 use message::{Packet, Question};
+
+pub use lookup::Lookup;
 
 /// Questions at once after a pause, for each that a second grants.
 const BURST_S: u32 = 3;

@@ -1,5 +1,6 @@
 //! A name server on the lab's internet.
 
+use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,10 +21,14 @@ pub const MANY: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 0);
 /// The longest packet over UDP.
 const UDP_BYTES_MAX: usize = 1_232;
 
+/// What is said of a name, absolute, when its texts are asked for.
+type Texts = Arc<Mutex<HashMap<String, String>>>;
+
 /// Answers for `*.example`; remembers how it was asked for what.
 #[derive(Debug)]
 pub struct NameServer {
     asked: Arc<Mutex<Vec<String>>>,
+    texts: Texts,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -40,17 +45,23 @@ impl NameServer {
         let udp = in_ticks(netns.run(|| UdpSocket::bind(at).unwrap()));
         let tcp = in_ticks(netns.run(|| TcpListener::bind(at).unwrap()));
         let (asked, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
+        let texts = Texts::default();
         let threads = vec![
             thread::spawn({
-                let (asked, stop) = (asked.clone(), stop.clone());
-                move || serve_udp(&udp, &asked, &stop)
+                let (asked, texts, stop) = (asked.clone(), texts.clone(), stop.clone());
+                move || serve_udp(&udp, &asked, &texts, &stop)
             }),
             thread::spawn({
-                let (asked, stop) = (asked.clone(), stop.clone());
-                move || serve_tcp(&tcp, &asked, &stop)
+                let (asked, texts, stop) = (asked.clone(), texts.clone(), stop.clone());
+                move || serve_tcp(&tcp, &asked, &texts, &stop)
             }),
         ];
-        Self { asked, stop, threads }
+        Self { asked, texts, stop, threads }
+    }
+
+    /// Says a text of a name from now on, such as `_tenantry.shop.example.`
+    pub fn say(&self, name: &str, text: &str) {
+        self.texts.lock().unwrap().insert(name.to_owned(), text.to_owned());
     }
 
     /// What was asked, each with how: `udp a.example.`
@@ -66,11 +77,11 @@ impl Drop for NameServer {
     }
 }
 
-fn serve_udp(udp: &UdpSocket, asked: &Mutex<Vec<String>>, stop: &AtomicBool) {
+fn serve_udp(udp: &UdpSocket, asked: &Mutex<Vec<String>>, texts: &Texts, stop: &AtomicBool) {
     let mut buffer = [0; 2_048];
     while !stop.load(Ordering::Relaxed) {
         let Ok((length, from)) = udp.recv_from(&mut buffer) else { continue };
-        let answer = answer(&buffer[..length], "udp", asked);
+        let answer = answer(&buffer[..length], "udp", asked, texts);
         let mut bytes = answer.to_vec().unwrap();
         if bytes.len() > UDP_BYTES_MAX {
             bytes = answer.truncate().to_vec().unwrap();
@@ -79,16 +90,16 @@ fn serve_udp(udp: &UdpSocket, asked: &Mutex<Vec<String>>, stop: &AtomicBool) {
     }
 }
 
-fn serve_tcp(tcp: &TcpListener, asked: &Mutex<Vec<String>>, stop: &AtomicBool) {
+fn serve_tcp(tcp: &TcpListener, asked: &Mutex<Vec<String>>, texts: &Texts, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
         let Ok((mut stream, _)) = tcp.accept() else { continue };
         stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
         let Ok(packet) = read_framed(&mut stream) else { continue };
-        let _ = stream.write_all(&framed(&answer(&packet, "tcp", asked).to_vec().unwrap()));
+        let _ = stream.write_all(&framed(&answer(&packet, "tcp", asked, texts).to_vec().unwrap()));
     }
 }
 
-fn answer(packet: &[u8], how: &str, asked: &Mutex<Vec<String>>) -> Message {
+fn answer(packet: &[u8], how: &str, asked: &Mutex<Vec<String>>, texts: &Texts) -> Message {
     let question = Message::from_vec(packet).unwrap();
     let query = question.queries[0].clone();
     asked.lock().unwrap().push(format!("{how} {}", query.name));
@@ -105,6 +116,9 @@ fn answer(packet: &[u8], how: &str, asked: &Mutex<Vec<String>>) -> Message {
         (name, RecordType::A) if name.ends_with(".many.example.") => {
             let digits: String = name.chars().filter(char::is_ascii_digit).collect();
             vec![host(Ipv4Addr::from_bits(MANY.to_bits() + digits.parse::<u32>().unwrap()))]
+        }
+        (name, RecordType::TXT) if texts.lock().unwrap().contains_key(name) => {
+            vec![RData::TXT(TXT::new(vec![texts.lock().unwrap()[name].clone()]))]
         }
         (name, RecordType::A) if name.ends_with(".example.") => vec![host(INTERNET)],
         (name, _) if name.ends_with(".example.") => vec![],
