@@ -15,7 +15,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::domain::dns::{NAME_SERVERS_MAX, NameServer};
-use crate::domain::host::{HostNames, Scheme};
+use crate::domain::host::{CustomDomain, HostNames, Scheme};
 use crate::domain::{Bytes, BytesPerSecond, CpuMillis, Instance, Limits, Pids, Slot, Subnet, slot};
 
 /// What variables of the environment start with.
@@ -58,6 +58,8 @@ pub struct Config {
     pub api: Listener,
     /// The proxy in front of the tenants.
     pub proxy: Proxy,
+    /// Certificates by ACME.
+    pub acme: Acme,
     /// The BTRFS pool.
     pub pool: Pool,
     /// Tenants' network.
@@ -141,6 +143,50 @@ impl Quiet {
         let agent = agent.to_ascii_lowercase();
         self.paths.iter().any(|quiet| quiet == path)
             || self.agents.iter().any(|word| !word.is_empty() && agent.contains(&word.to_ascii_lowercase()))
+    }
+}
+
+/// Certificates by ACME, for verified domains of customers and for names given here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Acme {
+    /// Whether any are ordered. Whoever switches it on agrees to the server's terms.
+    pub enabled: bool,
+    /// The server's directory.
+    pub directory: String,
+    /// Who is told of trouble, as `mailto:` URLs. From the environment: with commas.
+    #[serde(deserialize_with = "one_or_many")]
+    pub contact: Vec<String>,
+    /// How names are proven: the server comes to port 80 for `http-01`, to port 443 for `tls-alpn-01`.
+    pub challenge: AcmeChallenge,
+    /// Names to have certificates, beside verified domains of aliases. From the environment: with commas.
+    #[serde(deserialize_with = "one_or_many")]
+    pub domains: Vec<CustomDomain>,
+    /// Whom the server's own certificate is signed by (PEM), where that is not one whom this host trusts.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// How a name is proven to an ACME server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AcmeChallenge {
+    /// A text under a path (RFC 8555 §8.3).
+    #[serde(rename = "http-01")]
+    Http01,
+    /// A certificate in a handshake (RFC 8737).
+    #[serde(rename = "tls-alpn-01")]
+    TlsAlpn01,
+}
+
+impl Default for Acme {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            directory: "https://acme-v02.api.letsencrypt.org/directory".to_owned(),
+            contact: Vec::new(),
+            challenge: AcmeChallenge::Http01,
+            domains: Vec::new(),
+            ca_file: None,
+        }
     }
 }
 
@@ -297,6 +343,7 @@ impl Default for Config {
             busybox: "/bin/busybox".into(),
             api: Listener { listen: SocketAddr::from(([127, 0, 0, 1], 7070)) },
             proxy: Proxy::default(),
+            acme: Acme::default(),
             pool: Pool::default(),
             net: Net { subnet: Subnet::default() },
             dns: Dns::default(),
@@ -447,6 +494,7 @@ impl Config {
         if self.proxy.redirect_to_https && self.proxy.tls_listen.is_none() {
             return wrong("proxy.redirect_to_https", "nobody would be served: proxy.tls_listen is not set".to_owned());
         }
+        self.validate_acme()?;
         if self.pool.size < POOL_SIZE_MIN {
             return wrong("pool.size", format!("{} is less than {POOL_SIZE_MIN}", self.pool.size));
         }
@@ -465,6 +513,20 @@ impl Config {
             return wrong("users.uid_base", format!("{} leaves no room for 65536 ids a slot", self.users.uid_base));
         }
         Ok(self)
+    }
+
+    fn validate_acme(&self) -> Result<(), ConfigError> {
+        let wrong = |key, problem: String| Err(ConfigError::Value { key, problem });
+        if !self.acme.directory.starts_with("https://") {
+            return wrong("acme.directory", format!("`{}` is no https URL", self.acme.directory));
+        }
+        if let Some(contact) = self.acme.contact.iter().find(|contact| !contact.starts_with("mailto:")) {
+            return wrong("acme.contact", format!("`{contact}` does not begin with mailto:"));
+        }
+        if self.acme.enabled && self.proxy.tls_listen.is_none() {
+            return wrong("acme.enabled", "nobody would be shown certificates: proxy.tls_listen is not set".to_owned());
+        }
+        Ok(())
     }
 
     /// The highest slot that has both an address in the subnet and 65536 ids below 2^32.
@@ -590,6 +652,10 @@ mod tests {
             ("run_dir = 'run'", "run_dir"),
             ("domain = 'Local Host'", "domain"),
             ("[proxy]\nredirect_to_https = true", "proxy.redirect_to_https"),
+            ("[acme]\nenabled = true", "acme.enabled"),
+            ("[acme]\ndirectory = 'http://acme.example'", "acme.directory"),
+            ("[acme]\ncontact = ['me@example.com']", "acme.contact"),
+            ("[acme]\ndomains = ['*.example.com']", "shop.example.com"),
             ("[users]\nuid_base = 4294967295", "users.uid_base"),
             ("[pool]\nsize = '1MiB'", "pool.size"),
             ("[limits]\ncpu = -1.0", "limits.cpu"),

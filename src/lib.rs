@@ -10,6 +10,7 @@
 //! | 1 | [`sys`] | one driver a folder; the only code that touches the kernel |
 //! | 0 | [`domain`], [`config`] | pure values: ids, quantities, records, policies |
 
+pub mod acme;
 pub mod api;
 pub mod cli;
 pub mod config;

@@ -7,6 +7,7 @@
 //! What cannot work is found before anything is served. A container outlives the daemon: at the end nothing of theirs is
 //! touched, and the next daemon takes them over.
 
+mod domains;
 mod routes;
 mod tenants;
 
@@ -21,13 +22,14 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config::{Config, ConfigError};
+use crate::acme::{Acme, AcmeConfig};
+use crate::config::{AcmeChallenge, Config, ConfigError};
 use crate::domain::Bytes;
 use crate::egress::dns::{Lookup, Resolver, ResolverConfig};
 use crate::egress::{Dialer, Relay, RelayConfig};
 use crate::lifecycle::{ALARM_LOOK_MS, Drivers, Error, Report, Service};
 use crate::proxy::tls::{Certificates, FolderError, Tls, TlsConfig, TlsError};
-use crate::proxy::{Door, Proxy, ProxyConfig, TrustedProxies};
+use crate::proxy::{Challenges, Door, Proxy, ProxyConfig, TrustedProxies};
 use crate::store::sled::SledStore;
 use crate::store::{Records, Store, StoreError};
 use crate::sys::btrfs::{BtrfsPool, OpenedPool, Pool, PoolError, PoolOptions, QuotaMode, open_pool};
@@ -109,6 +111,7 @@ pub struct Daemon {
 struct TlsDoor {
     listener: TcpListener,
     certificates: Arc<Certificates>,
+    challenges: Arc<Challenges>,
     tls: Arc<Tls>,
 }
 
@@ -120,9 +123,12 @@ impl TlsDoor {
         if config.proxy.certificates_dir.is_none() {
             make_folder(&folder, PRIVATE_MODE)?;
         }
-        let certificates = Certificates::open(&folder)?;
-        let tls = Tls::new(Arc::clone(&certificates), TlsConfig::default())?;
-        Ok(Some(Self { listener: listen("proxy's TLS", address).await?, certificates, tls }))
+        let challenges = Arc::new(Challenges::default());
+        let certificates = Certificates::open(&folder, Arc::clone(&challenges))?;
+        let takes_challenges = config.acme.enabled && config.acme.challenge == AcmeChallenge::TlsAlpn01;
+        let bounds = TlsConfig { takes_challenges, ..TlsConfig::default() };
+        let tls = Tls::new(Arc::clone(&certificates), bounds)?;
+        Ok(Some(Self { listener: listen("proxy's TLS", address).await?, certificates, challenges, tls }))
     }
 }
 
@@ -234,7 +240,12 @@ impl Daemon {
         let beside = TaskTracker::new();
         let door = Door { scheme: config.proxy.plain_scheme(), https_port: config.proxy.https_port() };
         beside.spawn(Arc::clone(&proxy).serve_at(listener, door, shutdown.clone()));
-        if let Some(TlsDoor { listener, certificates, tls }) = tls {
+        if let Some(TlsDoor { listener, certificates, challenges, tls }) = tls {
+            if config.acme.enabled {
+                proxy.answer_challenges(Arc::clone(&challenges));
+                let acme = acme(&config, &service, Arc::clone(&certificates), challenges);
+                beside.spawn(acme.run(shutdown.clone()));
+            }
             beside.spawn(certificates.watch(shutdown.clone()));
             beside.spawn(proxy.serve_tls(listener, tls, shutdown.clone()));
         }
@@ -264,6 +275,20 @@ impl Daemon {
         }
         Ok(())
     }
+}
+
+/// What orders certificates.
+fn acme(config: &Config, service: &Service, certificates: Arc<Certificates>, challenges: Arc<Challenges>) -> Acme {
+    let wanted = Arc::new(domains::Table::new(service.clone(), config.acme.domains.clone()));
+    let config = AcmeConfig {
+        directory: config.acme.directory.clone(),
+        contact: config.acme.contact.clone(),
+        challenge: config.acme.challenge,
+        ca_file: config.acme.ca_file.clone(),
+        account: config.data_dir.join("acme.json"),
+        folder: config.certificates_path(),
+    };
+    Acme { config, certificates, challenges, wanted }
 }
 
 /// Serves tenants on their gateway's address.

@@ -99,6 +99,9 @@ async fn forward<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    if let Some(answer) = proxy.challenges.get().and_then(|challenges| challenges.answer(request.uri().path())) {
+        return answer;
+    }
     let (route, host) = proxy.admit(&request)?;
     if let Some(port) = client.door.https_port {
         return Err(proxy.lead_to_https(&route, &host, port, request.uri()));
@@ -168,7 +171,7 @@ impl Proxy {
         }
         // The Host was parsed: a name, and perhaps a port.
         let name = host.to_str().unwrap_or_default().split(':').next().unwrap_or_default();
-        let path = uri.path_and_query().map_or("/", |path| path.as_str());
+        let path = uri.path_and_query().map(|path| path.as_str()).filter(|path| path.starts_with('/')).unwrap_or("/");
         let port = if port == HTTPS_PORT { String::new() } else { format!(":{port}") };
         // What could be read from a head can be written into one.
         HeaderValue::from_str(&format!("https://{name}{port}{path}")).map_or(Refusal::BadTarget, Refusal::OnlyHttps)

@@ -27,6 +27,7 @@
 
 mod body;
 pub(crate) mod carry;
+mod challenges;
 mod conn;
 mod forward;
 mod guard;
@@ -44,8 +45,8 @@ mod tunnel;
 use std::any::Any;
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -54,6 +55,7 @@ use tokio::sync::Semaphore;
 use crate::domain::ContainerId;
 
 pub use crate::domain::host::{Alias, AliasError, HostError, HostNames, HostNamesError, Route, Scheme};
+pub use challenges::{Challenges, Showing};
 pub use guard::{Gate, TrustedProxies};
 pub use stats::Stats;
 
@@ -256,6 +258,7 @@ pub struct Proxy {
     tunnels: Arc<Semaphore>,
     counters: stats::Counters,
     guard: guard::Guard,
+    challenges: OnceLock<Arc<Challenges>>,
 }
 
 impl Proxy {
@@ -276,7 +279,14 @@ impl Proxy {
             tunnels: Arc::new(Semaphore::new(config.tunnels_max)),
             counters: stats::Counters::default(),
             guard: guard::Guard::new(),
+            challenges: OnceLock::new(),
         })
+    }
+
+    /// Answers ACME's challenges itself, under every host: nobody behind it is asked for them.
+    pub fn answer_challenges(&self, challenges: Arc<Challenges>) {
+        // The first ones stay; there is one daemon, which says so once.
+        let _ = self.challenges.set(challenges);
     }
 
     /// Closes the idle connections to a container, as when it stops. Not needed for safety (the epoch is), only so

@@ -24,6 +24,8 @@ pub(super) enum Refusal {
     HeadTooLarge,
     #[error("This address is served by https alone.")]
     OnlyHttps(HeaderValue),
+    #[error("No certificate is ordered by this token.")]
+    NoChallenge,
     #[error("Nothing is served under this address.")]
     UnknownHost,
     #[error("This address is switched off.")]
@@ -91,6 +93,7 @@ impl Refusal {
             Self::Connect => face(StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", None),
             Self::HeadTooLarge => face(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "HEADERS_TOO_LARGE", None),
             Self::OnlyHttps(_) => face(StatusCode::PERMANENT_REDIRECT, "HTTPS_ONLY", None),
+            Self::NoChallenge => face(StatusCode::NOT_FOUND, "NO_CHALLENGE", None),
             Self::UnknownHost => face(StatusCode::NOT_FOUND, "UNKNOWN_HOST", None),
             Self::Disabled => face(StatusCode::NOT_FOUND, "ALIAS_DISABLED", None),
             Self::Expired => face(StatusCode::GONE, "ALIAS_EXPIRED", None),

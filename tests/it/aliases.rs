@@ -147,6 +147,11 @@ fn a_customers_domain_leads_to_its_container_once_the_dns_says_so() {
         visit("/").await.refused(404, "UNKNOWN_HOST");
         client.patch(&path, json!({ "verified": true })).await.data(200);
         assert_eq!(visit("/cgi-bin/where").await.status, 200);
+        // Who may open the container's URL may open it by this name, and nobody else.
+        let staff =
+            json!({ "groups": { "staff": { "type": "password", "username": "ada", "password": "correct horse" } } });
+        client.put(&format!("/containers/{id}/proxy/permissions"), staff).await.data(200);
+        assert_eq!(visit("/cgi-bin/where").await.status, 401);
         client.delete(&format!("/containers/{id}?wait=erased")).await.data(200);
         visit("/").await.refused(404, "UNKNOWN_HOST");
     });

@@ -4,12 +4,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules at the top of the crate, and the floor each is on.
-const FLOORS: [(&str, u8); 11] = [
+const FLOORS: [(&str, u8); 12] = [
     ("domain", 0),
     ("config", 0),
     ("sys", 1),
     ("store", 2),
     ("lifecycle", 3),
+    ("acme", 4),
     ("api", 4),
     ("proxy", 4),
     ("egress", 4),

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests; a panic is how they fail")]
 
 mod access;
+mod acme;
 mod aliases;
 mod attacks;
 mod bad_input;

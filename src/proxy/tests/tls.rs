@@ -32,6 +32,7 @@ struct TlsBed {
     bed: Bed,
     addr: SocketAddr,
     certificates: Arc<Certificates>,
+    challenges: Arc<Challenges>,
     served: JoinHandle<()>,
 }
 
@@ -39,10 +40,11 @@ impl TlsBed {
     async fn over(bed: Bed, folder: &Path, config: TlsConfig) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let certificates = Certificates::open(folder).unwrap();
+        let challenges = Arc::new(Challenges::default());
+        let certificates = Certificates::open(folder, Arc::clone(&challenges)).unwrap();
         let tls = Tls::new(Arc::clone(&certificates), config).unwrap();
         let served = tokio::spawn(Arc::clone(&bed.proxy).serve_tls(listener, tls, bed.stop.clone()));
-        Self { bed, addr, certificates, served }
+        Self { bed, addr, certificates, challenges, served }
     }
 
     async fn shake(&self, client: Arc<ClientConfig>, name: &str) -> std::io::Result<TlsStream<TcpStream>> {
@@ -242,7 +244,7 @@ async fn a_handshake_that_does_not_end_is_cut_and_further_ones_wait_for_its_plac
     let folder = tempfile::tempdir().unwrap();
     let certificate = put(folder.path(), "node1", &["*.node1.localhost"]);
     let (bed, container) = Bed::with(fast(), mirror).await;
-    let config = TlsConfig { handshake_ms_max: ms(500), handshakes_max: 1 };
+    let config = TlsConfig { handshake_ms_max: ms(500), handshakes_max: 1, ..TlsConfig::default() };
     let bed = TlsBed::over(bed, folder.path(), config).await;
     let mut silent = TcpStream::connect(bed.addr).await.unwrap();
     tokio::time::sleep(ms(300)).await;
@@ -259,6 +261,62 @@ async fn a_handshake_that_does_not_end_is_cut_and_further_ones_wait_for_its_plac
     drop(next);
     until(|| bed.bed.proxy.stats().connections == 0).await;
     bed.end().await;
+}
+
+#[tokio::test]
+async fn a_challenge_is_shown_its_own_certificate_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let certificate = put(folder.path(), "node1", &["*.node1.localhost"]);
+    let (bed, container) = Bed::with(fast(), mirror).await;
+    let config = TlsConfig { takes_challenges: true, ..TlsConfig::default() };
+    let bed = TlsBed::over(bed, folder.path(), config).await;
+    let CertifiedKey { cert, signing_key } = generate_simple_self_signed([HOST.to_owned()]).unwrap();
+    let challenge = cert.der().clone();
+    let challenged = trusting(&[&challenge, &certificate], &[b"acme-tls/1"]);
+    assert_eq!(shown(&bed, &challenged, HOST).await, None, "nobody asked for one");
+    let key = rustls::pki_types::PrivateKeyDer::from(signing_key);
+    let showing = bed.challenges.show_certificate(HOST, challenge.clone(), key).unwrap();
+    assert_eq!(shown(&bed, &challenged, HOST).await.as_ref(), Some(&challenge));
+    assert_eq!(shown(&bed, &challenged, "other.node1.localhost").await, None);
+    let ordinary = trusting(&[&challenge, &certificate], &[b"h2", b"http/1.1"]);
+    assert_eq!(shown(&bed, &ordinary, HOST).await.as_ref(), Some(&certificate));
+    // Nothing is served after such a handshake.
+    let mut stream = bed.shake(Arc::clone(&challenged), HOST).await.unwrap();
+    let _ = stream.write_all(get("/").as_bytes()).await;
+    let mut answer = String::new();
+    let _ = within(stream.read_to_string(&mut answer)).await;
+    assert_eq!(answer, "");
+    drop(showing);
+    assert_eq!(shown(&bed, &challenged, HOST).await, None);
+    assert_eq!(container.accepted(), 0);
+    bed.end().await;
+}
+
+#[tokio::test]
+async fn the_text_of_a_challenge_is_told_under_any_host_and_before_any_redirect() {
+    let (bed, container) = Bed::with(fast(), mirror).await;
+    let challenge = |token: &str| get_once(&format!("/.well-known/acme-challenge/{token}"));
+    // Where no certificates are ordered it is a path like any other.
+    assert!(bed.say(&challenge("token")).await.contains("GET /.well-known/acme-challenge/token"));
+    let challenges = Arc::new(Challenges::default());
+    bed.proxy.answer_challenges(Arc::clone(&challenges));
+    let showing = challenges.show_text("token", "token.thumb");
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let door = Door { scheme: Scheme::Http, https_port: Some(443) };
+    let served = tokio::spawn(Arc::clone(&bed.proxy).serve_at(listener, door, bed.stop.clone()));
+    for request in [challenge("token"), challenge("token").replace("acme.node1.localhost", "shop.example.com")] {
+        let mut client = Peer::connect(addr).await;
+        client.send(&request).await;
+        let answer = client.rest().await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\r\n\r\ntoken.thumb"), "{answer}");
+    }
+    assert!(bed.say(&challenge("other")).await.contains("NO_CHALLENGE"));
+    drop(showing);
+    assert!(bed.say(&challenge("token")).await.starts_with("HTTP/1.1 404 "));
+    assert_eq!(container.accepted(), 1);
+    bed.end().await;
+    within(served).await.unwrap();
 }
 
 #[tokio::test]
@@ -306,6 +364,8 @@ async fn the_plain_listener_sends_to_https_whom_it_knows_and_asks_no_container()
     assert!(head.starts_with("HTTP/1.1 308 "), "{head}");
     assert_eq!(field(&head, "location"), Some("https://acme.node1.localhost/a%20b?q=1&r"));
     let head = say("POST / HTTP/1.1\r\nHost: acme.node1.localhost\r\nContent-Length: 0\r\n\r\n").await;
+    assert_eq!(field(&head, "location"), Some("https://acme.node1.localhost/"));
+    let head = say("OPTIONS * HTTP/1.1\r\nHost: acme.node1.localhost\r\n\r\n").await;
     assert_eq!(field(&head, "location"), Some("https://acme.node1.localhost/"));
     for stranger in ["nobody.node1.localhost", "example.com", "127.0.0.1"] {
         let head = say(&format!("GET / HTTP/1.1\r\nHost: {stranger}\r\n\r\n")).await;

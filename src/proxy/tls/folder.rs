@@ -15,8 +15,10 @@ use tokio_rustls::rustls::server::{ClientHello, ResolvesServerCert};
 use tokio_rustls::rustls::sign::CertifiedKey;
 use tokio_util::sync::CancellationToken;
 
-use super::pair::{Pair, PairError, Stamp};
+use super::ALPN_ACME;
+use super::pair::{Pair, PairError, Stamp, Validity};
 use super::table::Table;
+use crate::proxy::challenges::Challenges;
 
 /// Between two looks.
 const LOOK_MS: Duration = Duration::from_millis(1_000);
@@ -56,6 +58,7 @@ pub struct Certificates {
     folder: PathBuf,
     known: Mutex<BTreeMap<String, Known>>,
     table: RwLock<Arc<Table>>,
+    challenges: Arc<Challenges>,
 }
 
 impl Certificates {
@@ -63,8 +66,8 @@ impl Certificates {
     ///
     /// # Errors
     /// The folder cannot be looked at.
-    pub fn open(folder: &Path) -> Result<Arc<Self>, FolderError> {
-        let this = Self { folder: folder.to_owned(), known: Mutex::default(), table: RwLock::default() };
+    pub fn open(folder: &Path, challenges: Arc<Challenges>) -> Result<Arc<Self>, FolderError> {
+        let this = Self { folder: folder.to_owned(), known: Mutex::default(), table: RwLock::default(), challenges };
         this.look(true)?;
         if this.known().is_empty() {
             tracing::warn!(folder = %folder.display(), "there is no certificate yet: no client is served by TLS");
@@ -91,6 +94,19 @@ impl Certificates {
                 Err(error) => tracing::error!(%error, "a look for certificates ended early"),
             }
         }
+    }
+
+    /// Looks, and reads what is new without waiting whether it changes again. Blocks.
+    ///
+    /// # Errors
+    /// The folder cannot be looked at.
+    pub fn look_at_once(&self) -> Result<(), FolderError> {
+        self.look(true)
+    }
+
+    /// How long the certificate for a name is good; the default is for no name.
+    pub fn validity(&self, name: &str) -> Option<Validity> {
+        self.table().validity(name)
     }
 
     fn known(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Known>> {
@@ -183,6 +199,9 @@ impl Known {
 impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let name = hello.server_name().map(str::to_ascii_lowercase);
+        if hello.alpn().is_some_and(|mut protocols| protocols.any(|protocol| protocol == ALPN_ACME)) {
+            return self.challenges.certificate_of(&name?);
+        }
         self.table().pick(name.as_deref())
     }
 }

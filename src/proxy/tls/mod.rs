@@ -27,7 +27,7 @@ use tokio_rustls::rustls::server::ResolvesServerCert;
 use tokio_rustls::server::TlsStream;
 
 pub use folder::{Certificates, FolderError};
-pub use pair::PairError;
+pub use pair::{PairError, Validity};
 
 use super::conn::Speaks;
 
@@ -35,6 +35,8 @@ use super::conn::Speaks;
 const ALPN_HTTP2: &[u8] = b"h2";
 /// HTTP/1.1 (RFC 7301 §6).
 const ALPN_HTTP1: &[u8] = b"http/1.1";
+/// A challenge of ACME's (RFC 8737 §6.2).
+const ALPN_ACME: &[u8] = b"acme-tls/1";
 
 /// The bounds of handshakes.
 #[derive(Debug, Clone, Copy)]
@@ -43,11 +45,13 @@ pub struct TlsConfig {
     pub handshake_ms_max: Duration,
     /// Handshakes at once; further clients wait within that time.
     pub handshakes_max: usize,
+    /// Whether a challenge of ACME's may be what the handshake is for.
+    pub takes_challenges: bool,
 }
 
 impl Default for TlsConfig {
     fn default() -> Self {
-        Self { handshake_ms_max: Duration::from_millis(10_000), handshakes_max: 1_024 }
+        Self { handshake_ms_max: Duration::from_millis(10_000), handshakes_max: 1_024, takes_challenges: false }
     }
 }
 
@@ -76,6 +80,9 @@ impl Tls {
             .with_no_client_auth()
             .with_cert_resolver(resolver);
         server.alpn_protocols = vec![ALPN_HTTP2.to_vec(), ALPN_HTTP1.to_vec()];
+        if config.takes_challenges {
+            server.alpn_protocols.push(ALPN_ACME.to_vec());
+        }
         server.ticketer = ring::Ticketer::new().map_err(TlsError)?;
         let slots = Semaphore::new(config.handshakes_max);
         Ok(Arc::new(Self { acceptor: TlsAcceptor::from(Arc::new(server)), slots, config }))
@@ -90,11 +97,11 @@ impl Tls {
         let stream = timeout(self.config.handshake_ms_max, shake)
             .await
             .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the handshake took too long"))??;
-        let speaks = match stream.get_ref().1.alpn_protocol() {
-            Some(ALPN_HTTP2) => Speaks::Http2,
-            _ => Speaks::Http1,
-        };
-        Ok((stream, speaks))
+        match stream.get_ref().1.alpn_protocol() {
+            Some(ALPN_HTTP2) => Ok((stream, Speaks::Http2)),
+            Some(ALPN_ACME) => Err(io::Error::other("the handshake was all that it came for")),
+            _ => Ok((stream, Speaks::Http1)),
+        }
     }
 }
 

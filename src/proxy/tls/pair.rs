@@ -69,13 +69,21 @@ impl Stamp {
     }
 }
 
+/// How long a certificate is good, in seconds since 1970.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Validity {
+    /// From.
+    pub not_before: i64,
+    /// To.
+    pub not_after: i64,
+}
+
 /// A pair that can be shown.
 #[derive(Debug, Clone)]
 pub(super) struct Pair {
     /// The names of the first certificate, lower case; `*.` in front of some.
     pub names: Vec<Box<str>>,
-    /// Until when it is good, in seconds since 1970.
-    pub not_after: i64,
+    pub validity: Validity,
     pub key: Arc<CertifiedKey>,
 }
 
@@ -96,15 +104,15 @@ impl Pair {
             CertificateDer::pem_slice_iter(&read(path)?).collect::<Result<_, _>>().map_err(pem(path))?;
         let key = PrivateKeyDer::from_pem_slice(&read(key_path)?).map_err(pem(key_path))?;
         let first = chain.first().ok_or_else(|| PairError::Empty { path: path.to_owned() })?;
-        let (names, not_after) = facts(first, path)?;
+        let (names, validity) = facts(first, path)?;
         let key = CertifiedKey::from_der(chain, key, &ring::default_provider())
             .map_err(|source| PairError::Mismatch { path: path.to_owned(), key: key_path.to_owned(), source })?;
-        Ok(Self { names, not_after, key: Arc::new(key) })
+        Ok(Self { names, validity, key: Arc::new(key) })
     }
 }
 
-/// The names of a certificate, and until when it is good.
-fn facts(certificate: &CertificateDer<'_>, path: &Path) -> Result<(Vec<Box<str>>, i64), PairError> {
+/// The names of a certificate, and how long it is good.
+fn facts(certificate: &CertificateDer<'_>, path: &Path) -> Result<(Vec<Box<str>>, Validity), PairError> {
     let (_, read) = X509Certificate::from_der(certificate)
         .map_err(|source| PairError::Certificate { path: path.to_owned(), source })?;
     let alternatives = read.subject_alternative_name().ok().flatten();
@@ -119,7 +127,8 @@ fn facts(certificate: &CertificateDer<'_>, path: &Path) -> Result<(Vec<Box<str>>
     if names.is_empty() {
         return Err(PairError::NoNames { path: path.to_owned() });
     }
-    Ok((names, read.validity().not_after.timestamp()))
+    let validity = read.validity();
+    Ok((names, Validity { not_before: validity.not_before.timestamp(), not_after: validity.not_after.timestamp() }))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, PairError> {

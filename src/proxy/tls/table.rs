@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio_rustls::rustls::sign::CertifiedKey;
 
-use super::pair::Pair;
+use super::pair::{Pair, Validity};
 
 /// Certificates by what they are for.
 #[derive(Debug, Default)]
@@ -18,7 +18,7 @@ pub(super) struct Table {
 
 #[derive(Debug, Clone)]
 struct Shown {
-    not_after: i64,
+    validity: Validity,
     key: Arc<CertifiedKey>,
 }
 
@@ -33,9 +33,9 @@ impl Table {
                     Some(parent) => (&mut table.wildcards, parent),
                     None => (&mut table.exact, &**name),
                 };
-                let shown = Shown { not_after: pair.not_after, key: Arc::clone(&pair.key) };
+                let shown = Shown { validity: pair.validity, key: Arc::clone(&pair.key) };
                 match map.get_mut(name) {
-                    Some(other) if other.not_after >= shown.not_after => {}
+                    Some(other) if other.validity.not_after >= shown.validity.not_after => {}
                     Some(other) => *other = shown,
                     None => drop(map.insert(name.into(), shown)),
                 }
@@ -46,10 +46,16 @@ impl Table {
 
     /// The one for this name, in lower case.
     pub(super) fn pick(&self, name: Option<&str>) -> Option<Arc<CertifiedKey>> {
-        let named = name.and_then(|name| {
-            let wildcard = || self.wildcards.get(name.split_once('.')?.1);
-            self.exact.get(name).or_else(wildcard)
-        });
-        named.map(|shown| Arc::clone(&shown.key)).or_else(|| self.default.clone())
+        name.and_then(|name| self.named(name)).map(|shown| Arc::clone(&shown.key)).or_else(|| self.default.clone())
+    }
+
+    /// How long the one for this name is good.
+    pub(super) fn validity(&self, name: &str) -> Option<Validity> {
+        self.named(name).map(|shown| shown.validity)
+    }
+
+    fn named(&self, name: &str) -> Option<&Shown> {
+        let wildcard = || self.wildcards.get(name.split_once('.')?.1);
+        self.exact.get(name).or_else(wildcard)
     }
 }
