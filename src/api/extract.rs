@@ -17,6 +17,9 @@ use super::wire::Object;
 pub const JSON_BODY_BYTES_MAX: usize = 32 << 20;
 /// How long a JSON body may take to arrive, in milliseconds.
 const JSON_BODY_WAIT_MS_MAX: u64 = 30_000;
+/// Of a body that is refused, so much is still taken, and for so long.
+const DISCARD_BYTES_MAX: usize = 64 << 20;
+const DISCARD_MS_MAX: u64 = 2_000;
 /// Query parameters of one request, at most.
 const PARAMETERS_MAX: usize = 100;
 
@@ -51,23 +54,43 @@ impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for OptionalJ
     }
 }
 
+/// Takes what still comes of a body that is refused, for a while: a client that is still sending when its connection is closed sees
+/// that, and not why (RFC 9112 §9.6).
+async fn discard(mut body: Body) {
+    let taking = async {
+        let mut taken = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            taken += frame.data_ref().map_or(0, Bytes::len);
+            if taken > DISCARD_BYTES_MAX {
+                return;
+            }
+        }
+    };
+    // Whoever sends more, or slower, is cut off.
+    let _ = tokio::time::timeout(Duration::from_millis(DISCARD_MS_MAX), taking).await;
+}
+
 /// Reads a whole body, up to [`JSON_BODY_BYTES_MAX`].
 ///
 /// # Errors
 /// It is longer, slower, or breaks off.
-pub async fn read_body(body: Body) -> Result<Bytes, ApiError> {
+pub async fn read_body(mut body: Body) -> Result<Bytes, ApiError> {
     let too_large = || {
         let text = format!("the body is longer than {JSON_BODY_BYTES_MAX} bytes");
         ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "BODY_TOO_LARGE", text)
     };
-    // One that says so itself is not waited for.
+    // One that says so itself is not kept.
     if body.size_hint().lower() > JSON_BODY_BYTES_MAX as u64 {
+        discard(body).await;
         return Err(too_large());
     }
-    let whole = Limited::new(body, JSON_BODY_BYTES_MAX).collect();
+    let whole = Limited::new(&mut body, JSON_BODY_BYTES_MAX).collect();
     match tokio::time::timeout(Duration::from_millis(JSON_BODY_WAIT_MS_MAX), whole).await {
         Ok(Ok(whole)) => Ok(whole.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            discard(body).await;
+            Err(too_large())
+        }
         Ok(Err(error)) => Err(ApiError::bad("BODY_UNREADABLE", format!("the body broke off: {error}"))),
         Err(_) => Err(ApiError::new(
             StatusCode::REQUEST_TIMEOUT,
