@@ -162,7 +162,7 @@ pub fn view(service: &Service, container: &Container, warnings: Vec<String>) -> 
         server_name: service.server_name().to_owned(),
         urls: service.urls(container),
         ip: service.address(container),
-        last_activity_at: service.usage(container.id).last_at,
+        last_activity_at: service.usage(container).last_at,
         why_awake: service.why_awake(container),
     };
     ContainerView::new(container, place, warnings)

@@ -323,12 +323,16 @@ pub enum EnvCommand {
     },
 }
 
-const FIELDS: [&str; 20] = [
+const FIELDS: [&str; 24] = [
     "id",
     "name",
     "project_alias",
     "status",
     "status_reason",
+    "idle_timeout",
+    "idle_action",
+    "why_awake",
+    "last_woken_by",
     "url",
     "ip",
     "port",

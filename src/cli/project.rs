@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::failure::Failure;
 use super::output::{cell, line, time};
-use super::settings::{LimitArgs, given};
+use super::settings::{IdleArgs, LimitArgs, given};
 use super::{Context, resolve};
 
 /// Projects.
@@ -32,6 +32,8 @@ pub enum Command {
         firewall_policy: Option<String>,
         #[command(flatten)]
         limits: LimitArgs,
+        #[command(flatten)]
+        idle: IdleArgs,
     },
     /// List projects
     #[command(visible_alias = "ls", after_help = "Example:\n  tenantry project list --json")]
@@ -66,6 +68,8 @@ pub enum Command {
         firewall_policy: Option<String>,
         #[command(flatten)]
         limits: LimitArgs,
+        #[command(flatten)]
+        idle: IdleArgs,
     },
     /// Delete a project and all its containers
     #[command(visible_alias = "rm", after_help = "Example:\n  tenantry project delete shop")]
@@ -75,7 +79,7 @@ pub enum Command {
     },
 }
 
-const FIELDS: [&str; 10] = [
+const FIELDS: [&str; 12] = [
     "id",
     "alias",
     "color",
@@ -83,6 +87,8 @@ const FIELDS: [&str; 10] = [
     "max_containers",
     "firewall_policy",
     "limits",
+    "idle_timeout",
+    "idle_action",
     "deleting",
     "created_at",
     "updated_at",
@@ -92,10 +98,11 @@ const FIELDS: [&str; 10] = [
 pub async fn run(command: Command, context: &Context) -> anyhow::Result<ExitCode> {
     let (client, out) = (&context.client, context.out);
     match command {
-        Command::Create { alias, color, max_containers, firewall_policy, limits } => {
+        Command::Create { alias, color, max_containers, firewall_policy, limits, idle } => {
             let body = given(json!({
                 "alias": alias, "color": color, "max_containers": max_containers,
-                "firewall_policy": firewall_policy, "limits": limits.into_value()
+                "firewall_policy": firewall_policy, "limits": limits.into_value(),
+                "idle_timeout": idle.idle_timeout, "idle_action": idle.idle_action
             }));
             out.one(&client.send(client.request(Method::POST, "/projects/").json(&body)).await?, &FIELDS)?;
         }
@@ -117,10 +124,11 @@ pub async fn run(command: Command, context: &Context) -> anyhow::Result<ExitCode
             let id = resolve::project(context, Some(&project)).await?;
             out.one(&client.get(&format!("/projects/{id}")).await?, &FIELDS)?;
         }
-        Command::Update { project, alias, color, max_containers, no_max_containers, firewall_policy, limits } => {
+        Command::Update { project, alias, color, max_containers, no_max_containers, firewall_policy, limits, idle } => {
             let mut body = given(json!({
                 "alias": alias, "color": color, "max_containers": max_containers,
-                "firewall_policy": firewall_policy, "limits": limits.into_value()
+                "firewall_policy": firewall_policy, "limits": limits.into_value(),
+                "idle_timeout": idle.idle_timeout, "idle_action": idle.idle_action
             }));
             if no_max_containers {
                 body.insert("max_containers".to_owned(), Value::Null);

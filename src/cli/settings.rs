@@ -44,6 +44,52 @@ impl LimitArgs {
     }
 }
 
+/// When what is not used sleeps, of a container or of all that are made in a project.
+#[derive(Debug, Default, Args)]
+pub struct IdleArgs {
+    /// Seconds of silence before it is put to sleep
+    #[arg(long, value_name = "SECONDS")]
+    pub idle_timeout: Option<u32>,
+    /// What that is: stop, or pause, which keeps its memory and goes on in milliseconds
+    #[arg(long, value_name = "ACTION")]
+    pub idle_action: Option<String>,
+}
+
+/// What counts as use of a container.
+#[derive(Debug, Default, Args)]
+pub struct ActivityArgs {
+    /// Requests keep it awake (true)
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    awake_by_requests: Option<bool>,
+    /// Open upgraded connections keep it awake (true)
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    awake_by_connections: Option<bool>,
+    /// A connection without a byte for so long keeps it awake no longer
+    #[arg(long, value_name = "SECONDS")]
+    connection_idle: Option<u32>,
+    /// Commands that run in it keep it awake (true)
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    awake_by_exec: Option<bool>,
+    /// Its own calls to http://169.254.1.1/keepalive keep it awake (true)
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    awake_by_keepalive: Option<bool>,
+    /// More use of the processor than this keeps it awake
+    #[arg(long, value_name = "CORES")]
+    awake_by_cpu: Option<f64>,
+}
+
+impl ActivityArgs {
+    /// The API's object, or null where nothing was given.
+    fn into_value(self) -> Value {
+        let activity = given(json!({
+            "requests": self.awake_by_requests, "connections": self.awake_by_connections,
+            "connection_idle": self.connection_idle, "exec": self.awake_by_exec,
+            "keepalive": self.awake_by_keepalive, "cpu": self.awake_by_cpu
+        }));
+        if activity.is_empty() { Value::Null } else { Value::Object(activity) }
+    }
+}
+
 /// What can be chosen about a container.
 #[derive(Debug, Default, Args)]
 pub struct SettingsArgs {
@@ -61,9 +107,10 @@ pub struct SettingsArgs {
     /// A firewall policy's name
     #[arg(long, value_name = "NAME")]
     firewall_policy: Option<String>,
-    /// Seconds of silence before it is put to sleep
-    #[arg(long, value_name = "SECONDS")]
-    idle_timeout: Option<u32>,
+    #[command(flatten)]
+    idle: IdleArgs,
+    #[command(flatten)]
+    activity: ActivityArgs,
     /// Start it when its URL is opened (true)
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     wake_on_request: Option<bool>,
@@ -128,7 +175,8 @@ impl SettingsArgs {
         let body = json!({
             "environment_vars": texts(self.env), "labels": texts(self.labels), "port": self.port,
             "limits": self.limits.into_value(),
-            "firewall_policy": self.firewall_policy, "idle_timeout": self.idle_timeout,
+            "firewall_policy": self.firewall_policy, "idle_timeout": self.idle.idle_timeout,
+            "idle_action": self.idle.idle_action, "activity": self.activity.into_value(),
             "wake_on_request": self.wake_on_request,
             "external_id": self.external_id, "comment": self.comment, "color": self.color,
             "ssh_public_key": self.ssh_key.as_ref().map(read_key).transpose()?,
@@ -158,11 +206,14 @@ mod tests {
             env: vec![("PLAN".into(), "a=b".into())],
             limits: LimitArgs { memory: Some(Bytes::mib(1)), ..LimitArgs::default() },
             template: Some(false),
+            idle: IdleArgs { idle_action: Some("pause".into()), ..IdleArgs::default() },
+            activity: ActivityArgs { awake_by_exec: Some(false), ..ActivityArgs::default() },
             command: vec!["/app".into()],
             ..SettingsArgs::default()
         };
         let want = json!({
-            "environment_vars": {"PLAN": "a=b"}, "limits": {"memory": 1_048_576}, "template": false, "command": ["/app"]
+            "environment_vars": {"PLAN": "a=b"}, "limits": {"memory": 1_048_576}, "template": false, "command": ["/app"],
+            "idle_action": "pause", "activity": {"exec": false}
         });
         assert_eq!(Value::Object(args.into_body().unwrap()), want);
     }

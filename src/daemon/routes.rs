@@ -10,9 +10,9 @@ use jiff::Timestamp;
 use crate::config;
 use crate::domain::alias::Standing;
 use crate::domain::host::Route;
-use crate::domain::{Container, ContainerId, Phase, ProxyAlias};
-use crate::lifecycle::{Named, NotAwake, Service, Wanted};
-use crate::proxy::{Found, Gate, Resolution, Routes, Upstream, Visitor};
+use crate::domain::{Container, ContainerId, PauseReason, Phase, ProxyAlias};
+use crate::lifecycle::{InUse, Named, NotAwake, Service, Use, Wanted};
+use crate::proxy::{Found, Gate, Occupancy, Resolution, Routes, Upstream, Visitor};
 
 /// Looks at a container that a request may need: it may be awake, be woken, and by then have been put to sleep again.
 const LOOKS_MAX: usize = 4;
@@ -85,7 +85,13 @@ impl Table {
                 Some(upstream) => State::Awake(upstream),
                 None => State::Shut(Resolution::NotRunning { status: status() }),
             },
-            Phase::Running { .. } | Phase::Stopped { .. } | Phase::Starting | Phase::Stopping { .. } if wakes => {
+            Phase::Running { .. }
+            | Phase::Stopped { .. }
+            | Phase::Starting
+            | Phase::Stopping { .. }
+            | Phase::Paused { reason: PauseReason::Idle, .. }
+                if wakes =>
+            {
                 State::Asleep
             }
             Phase::Creating | Phase::Starting => State::Shut(Resolution::NotReady { status: status() }),
@@ -95,7 +101,7 @@ impl Table {
 
     /// Waits until the container is awake; it is in use for as long as the answer is held.
     async fn awake(&self, id: ContainerId, port: NonZeroU16, is_quiet: bool) -> Found {
-        let in_use = self.service.enter(id);
+        let in_use = self.service.enter(id, Use::Request);
         let mut woken = None;
         for _look in 0..LOOKS_MAX {
             let Ok(container) = self.service.container(id) else { return Resolution::Unknown.into() };
@@ -106,7 +112,7 @@ impl Table {
                         let _accepts = self.service.accepts(upstream.addr, self.wake_timeout).await;
                     }
                     let resolution = Resolution::Upstream(upstream);
-                    let in_use: Box<dyn std::any::Any + Send + Sync> = Box::new(in_use);
+                    let in_use: Box<dyn Occupancy> = Box::new(in_use);
                     return Found { resolution, path: None, woken: woken.unwrap_or_default(), in_use: Some(in_use) };
                 }
                 State::Shut(resolution) => return resolution.into(),
@@ -148,7 +154,19 @@ fn refused(container: &Container, error: NotAwake) -> Resolution {
         NotAwake::Late => Resolution::NotReady { status: "starting".to_owned() },
         NotAwake::Failing { retry_after, .. } => Resolution::Failing { retry_after },
         NotAwake::Crowded => Resolution::Crowded,
+        NotAwake::QueueFull => Resolution::QueueFull,
+        NotAwake::NoRoom => Resolution::NoRoom,
         NotAwake::Never => Resolution::NotRunning { status: container.status().to_string() },
+    }
+}
+
+impl Occupancy for InUse {
+    fn upgraded(&mut self) {
+        self.become_use(Use::Connection);
+    }
+
+    fn moved(&self) {
+        self.stir();
     }
 }
 
@@ -195,3 +213,7 @@ impl Routes for Table {
         running && port.and_then(|port| self.upstream(&container, port)) == Some(*upstream)
     }
 }
+
+#[cfg(test)]
+#[path = "routes_tests.rs"]
+mod tests;

@@ -14,6 +14,7 @@ use super::env::{EnvError, EnvKey, EnvVars};
 use super::firewall::OwnRules;
 use super::host::Alias;
 use super::id::{ContainerId, ImageId, ProjectId, ReceiptId};
+use super::idle::{ActivityPatch, ActivitySources, IdleAction};
 use super::limits::Limits;
 use super::name::ContainerName;
 use super::network::{Network, NetworkChange, NetworkError};
@@ -111,6 +112,12 @@ pub struct Settings {
     pub access: Option<Box<Access>>,
     /// Seconds of silence before it is put to sleep; `None`: never.
     pub idle_timeout_s: Option<u32>,
+    /// What putting it to sleep is.
+    #[serde(default)]
+    pub idle_action: IdleAction,
+    /// What counts as use of it.
+    #[serde(default, skip_serializing_if = "ActivitySources::is_default")]
+    pub activity: ActivitySources,
     /// Whether a request to its URL starts it.
     #[serde(default = "yes")]
     pub wake_on_request: bool,
@@ -235,6 +242,8 @@ pub struct SettingsPatch {
     pub network: NetworkChange,
     pub access: AccessChange,
     pub idle_timeout_s: Option<Option<u32>>,
+    pub idle_action: Option<IdleAction>,
+    pub activity: ActivityPatch,
     pub wake_on_request: Option<bool>,
     pub template: Option<bool>,
     pub labels: LabelChange,
@@ -394,6 +403,8 @@ impl SettingsPatch {
         self.network.apply(&mut to.network)?;
         self.access.apply(&mut to.access)?;
         set(&mut to.idle_timeout_s, self.idle_timeout_s);
+        set(&mut to.idle_action, self.idle_action);
+        to.activity = self.activity.apply(to.activity);
         set(&mut to.wake_on_request, self.wake_on_request);
         set(&mut to.template, self.template);
         self.labels.apply(&mut to.labels)?;
@@ -423,6 +434,8 @@ mod tests {
             network: None,
             access: None,
             idle_timeout_s: Some(60),
+            idle_action: IdleAction::Stop,
+            activity: ActivitySources::default(),
             wake_on_request: true,
             template: false,
             labels: BTreeMap::new(),

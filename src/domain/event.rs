@@ -68,6 +68,10 @@ kinds! {
     Paused = "container.paused";
     /// Its processes go on.
     Resumed = "container.resumed";
+    /// A request woke it: init was started, or goes on.
+    Woken = "container.woken";
+    /// It was put to sleep.
+    Slept = "container.slept";
     /// Its settings were changed.
     Updated = "container.updated";
     /// Its rootfs could not be made, or is gone.

@@ -39,6 +39,9 @@ pub enum Phase {
     Paused {
         /// Its process.
         init: Init,
+        /// Why.
+        #[serde(default)]
+        reason: PauseReason,
     },
     /// Kernel objects are being removed.
     Stopping {
@@ -52,6 +55,17 @@ pub enum Phase {
     },
 }
 
+/// Why a container is frozen.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PauseReason {
+    /// Asked to: only who may call the API lets it go on.
+    #[default]
+    Requested,
+    /// Nobody used it for its `idle_timeout`: asleep, until a request comes.
+    Idle,
+}
+
 /// Why a container is stopped.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "why", rename_all = "snake_case")]
@@ -62,6 +76,8 @@ pub enum StopReason {
     Requested,
     /// Nobody used it for its `idle_timeout`: asleep.
     Idle,
+    /// It slept, or nobody used it, and the memory was wanted for others: asleep.
+    MadeRoom,
     /// Init ended by itself.
     Exited {
         /// How.
@@ -78,12 +94,20 @@ pub enum StopReason {
     Lost,
 }
 
+impl StopReason {
+    /// Whether it sleeps, and was not stopped otherwise.
+    pub const fn is_sleep(&self) -> bool {
+        matches!(self, Self::Idle | Self::MadeRoom)
+    }
+}
+
 impl fmt::Display for StopReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Created => f.write_str("never started"),
             Self::Requested => f.write_str("stopped on request"),
             Self::Idle => f.write_str("asleep: nobody used it"),
+            Self::MadeRoom => f.write_str("asleep: it made room in memory for others"),
             Self::Exited { exit, oom: true } => write!(f, "out of memory: init {exit}"),
             Self::Exited { exit, oom: false } => write!(f, "init {exit}"),
             Self::StartFailed { message } => write!(f, "the last start failed: {message}"),
@@ -186,7 +210,7 @@ impl Phase {
     /// Init, where there is one.
     pub const fn init(&self) -> Option<Init> {
         match self {
-            Self::Running { init } | Self::Paused { init } | Self::Stopping { init } => Some(*init),
+            Self::Running { init } | Self::Paused { init, .. } | Self::Stopping { init } => Some(*init),
             _ => None,
         }
     }
@@ -201,7 +225,8 @@ impl Phase {
         match verb {
             Verb::Start => matches!(self, Self::Stopped { .. }),
             Verb::Stop | Verb::ForceStop | Verb::Restart => matches!(self, Self::Running { .. } | Self::Paused { .. }),
-            Verb::Pause => matches!(self, Self::Running { .. }),
+            // To pause what sleeps frozen is to keep requests from waking it.
+            Verb::Pause => matches!(self, Self::Running { .. } | Self::Paused { reason: PauseReason::Idle, .. }),
             Verb::Resume => matches!(self, Self::Paused { .. }),
         }
     }
@@ -211,6 +236,7 @@ impl Phase {
         match self {
             Self::Stopped { reason } => Some(reason.to_string()),
             Self::Failed { reason } => Some(reason.clone()),
+            Self::Paused { reason: PauseReason::Idle, .. } => Some("asleep: nobody used it; frozen".to_owned()),
             Self::Starting => Some("starting".to_owned()),
             Self::Stopping { .. } => Some("stopping".to_owned()),
             _ => None,
@@ -231,16 +257,24 @@ mod tests {
             Phase::Stopped { reason: StopReason::Created },
             Phase::Starting,
             Phase::Running { init: INIT },
-            Phase::Paused { init: INIT },
+            Phase::Paused { init: INIT, reason: PauseReason::Requested },
             Phase::Stopping { init: INIT },
             Phase::Failed { reason: String::new() },
+            Phase::Paused { init: INIT, reason: PauseReason::Idle },
         ];
         let legal = |verb: Verb| -> Vec<usize> { (0..phases.len()).filter(|n| phases[*n].allows(verb)).collect() };
         assert_eq!(legal(Verb::Start), [1]);
-        assert_eq!(legal(Verb::Stop), [3, 4]);
-        assert_eq!(legal(Verb::ForceStop), [3, 4]);
-        assert_eq!(legal(Verb::Restart), [3, 4]);
-        assert_eq!(legal(Verb::Pause), [3]);
-        assert_eq!(legal(Verb::Resume), [4]);
+        assert_eq!(legal(Verb::Stop), [3, 4, 7]);
+        assert_eq!(legal(Verb::ForceStop), [3, 4, 7]);
+        assert_eq!(legal(Verb::Restart), [3, 4, 7]);
+        assert_eq!(legal(Verb::Pause), [3, 7]);
+        assert_eq!(legal(Verb::Resume), [4, 7]);
+    }
+
+    #[test]
+    fn a_record_from_before_there_was_idle_pausing_was_paused_by_request() {
+        let old = r#"{"phase":"paused","init":{"pid":7,"start_ticks":9}}"#;
+        let phase = Phase::Paused { init: INIT, reason: PauseReason::Requested };
+        assert_eq!(serde_json::from_str::<Phase>(old).unwrap(), phase);
     }
 }

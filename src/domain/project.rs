@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::id::ProjectId;
+use super::idle::IdleAction;
 use super::limits::Limits;
 use super::policy::PolicyName;
 
@@ -27,6 +28,12 @@ pub struct Project {
     /// Limits of containers that are made in it; here `None` means: the host's.
     #[serde(default)]
     pub limits: Limits,
+    /// Seconds of silence before containers that are made in it are put to sleep; `None`: never.
+    #[serde(default)]
+    pub idle_timeout_s: Option<u32>,
+    /// What putting them to sleep is.
+    #[serde(default)]
+    pub idle_action: IdleAction,
     /// Whether it is being removed: nothing new can be made in it.
     pub deleting: bool,
     /// Goes up with every change.

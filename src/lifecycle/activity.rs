@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 
-use crate::domain::ContainerId;
+use crate::domain::{ActivitySources, ContainerId};
 
 /// The activity of every container that was used since the daemon began.
 #[derive(Debug)]
@@ -50,13 +50,98 @@ impl Clock {
     }
 }
 
+/// Uses that last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// A request, until its response has ended.
+    Request,
+    /// An upgraded connection, until it closes.
+    Connection,
+    /// A command, until it ends.
+    Exec,
+}
+
+/// How many kinds of them there are.
+const USES: usize = 3;
+
+/// What a container was last used by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sign {
+    /// A request began or ended.
+    Request,
+    /// An upgraded connection began, carried a byte, or ended.
+    Connection,
+    /// A command began or ended.
+    Exec,
+    /// It was started or thawed: always counts.
+    Start,
+    /// It asked for it from inside; this one may lie in the future.
+    Keepalive,
+    /// It used more of the processor than its floor.
+    Cpu,
+}
+
+impl Sign {
+    const ALL: [Self; 6] = [Self::Request, Self::Connection, Self::Exec, Self::Start, Self::Keepalive, Self::Cpu];
+
+    const fn of(usage: Use) -> Self {
+        match usage {
+            Use::Request => Self::Request,
+            Use::Connection => Self::Connection,
+            Use::Exec => Self::Exec,
+        }
+    }
+
+    const fn counts(self, sources: &ActivitySources) -> bool {
+        match self {
+            Self::Start => true,
+            Self::Request => sources.requests,
+            Self::Connection => sources.connections,
+            Self::Exec => sources.exec,
+            Self::Keepalive => sources.keepalive,
+            Self::Cpu => sources.cpu.is_some(),
+        }
+    }
+}
+
 /// One container's.
 #[derive(Debug, Default)]
 struct Activity {
-    inside: AtomicUsize,
+    inside: [AtomicUsize; USES],
     closed: AtomicBool,
-    /// When the last use began or ended, in milliseconds since the clock began.
-    last_ms: AtomicU64,
+    /// When each sign was last seen, in milliseconds since the clock began.
+    last_ms: [AtomicU64; Sign::ALL.len()],
+}
+
+impl Activity {
+    fn note(&self, sign: Sign, at_ms: u64) {
+        self.last_ms[sign as usize].fetch_max(at_ms, Ordering::SeqCst);
+    }
+
+    fn last(&self, sign: Sign) -> u64 {
+        self.last_ms[sign as usize].load(Ordering::SeqCst)
+    }
+
+    fn inside(&self, usage: Use) -> usize {
+        self.inside[usage as usize].load(Ordering::SeqCst)
+    }
+
+    /// The last sign among those that count, and when it was.
+    fn latest(&self, sources: &ActivitySources) -> (Sign, u64) {
+        let counting = Sign::ALL.into_iter().filter(|sign| sign.counts(sources));
+        counting.map(|sign| (sign, self.last(sign))).max_by_key(|(_, at)| *at).unwrap_or((Sign::Start, 0))
+    }
+
+    /// Uses that keep it awake now. Of connections it is enough to know when the last byte of any went.
+    fn open(&self, sources: &ActivitySources, now_ms: u64) -> Open {
+        let silent = Duration::from_millis(now_ms.saturating_sub(self.last(Sign::Connection)));
+        let lease = sources.connections && sources.connection_idle().is_none_or(|idle| silent < idle);
+        Open {
+            requests: self.inside(Use::Request),
+            connections: if lease { self.inside(Use::Connection) } else { 0 },
+            commands: if sources.exec { self.inside(Use::Exec) } else { 0 },
+        }
+    }
 }
 
 /// A use that goes on until it is dropped.
@@ -64,6 +149,7 @@ struct Activity {
 pub struct InUse {
     activity: Arc<Activity>,
     clock: Clock,
+    usage: Use,
 }
 
 impl InUse {
@@ -71,12 +157,25 @@ impl InUse {
     pub fn is_closing(&self) -> bool {
         self.activity.closed.load(Ordering::SeqCst)
     }
+
+    /// It is another use from now on: a request has become a connection. At no moment it is none.
+    pub fn become_use(&mut self, usage: Use) {
+        let before = std::mem::replace(&mut self.usage, usage);
+        self.activity.note(Sign::of(usage), self.clock.now_ms());
+        self.activity.inside[usage as usize].fetch_add(1, Ordering::SeqCst);
+        self.activity.inside[before as usize].fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Something happened in it: a byte went.
+    pub fn stir(&self) {
+        self.activity.note(Sign::of(self.usage), self.clock.now_ms());
+    }
 }
 
 impl Drop for InUse {
     fn drop(&mut self) {
-        self.activity.last_ms.fetch_max(self.clock.now_ms(), Ordering::SeqCst);
-        self.activity.inside.fetch_sub(1, Ordering::SeqCst);
+        self.stir();
+        self.activity.inside[self.usage as usize].fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -90,15 +189,35 @@ impl Drop for Closed {
     }
 }
 
-/// How a container was used lately.
+/// Uses that keep a container awake, as they are now.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[allow(missing_docs, reason = "each counts what it is named after")]
+pub struct Open {
+    pub requests: usize,
+    pub connections: usize,
+    pub commands: usize,
+}
+
+impl Open {
+    /// Whether there is none.
+    pub fn is_none(self) -> bool {
+        self == Self::default()
+    }
+}
+
+/// How a container was used lately, as far as it counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Usage {
-    /// Requests and upgraded connections that are open, commands that run.
-    pub open: usize,
-    /// When the last one began or ended; `None`: not since the daemon began.
+    /// What keeps it awake now.
+    pub open: Open,
+    /// When it was last used by anything; `None`: not since the daemon began.
     pub last_at: Option<Timestamp>,
-    /// How long ago that is, or how long the daemon runs.
+    /// How long ago the last use was that counts, or how long the daemon runs.
     pub since: Duration,
+    /// What that was.
+    pub by: Sign,
+    /// How much longer it has asked for to be kept awake.
+    pub kept: Duration,
 }
 
 impl Default for Activities {
@@ -118,38 +237,64 @@ impl Activities {
     }
 
     /// Begins a use of a container that there is.
-    pub fn enter(&self, id: ContainerId) -> InUse {
+    pub fn enter(&self, id: ContainerId, usage: Use) -> InUse {
         let activity = self.of(id);
-        activity.inside.fetch_add(1, Ordering::SeqCst);
-        activity.last_ms.fetch_max(self.clock.now_ms(), Ordering::SeqCst);
-        InUse { activity, clock: self.clock }
+        activity.inside[usage as usize].fetch_add(1, Ordering::SeqCst);
+        activity.note(Sign::of(usage), self.clock.now_ms());
+        InUse { activity, clock: self.clock, usage }
     }
 
     /// Closes the door of a container that nobody has used for so long; `None`: somebody has.
-    pub fn close(&self, id: ContainerId, silence: Duration) -> Option<Closed> {
+    pub fn close(&self, id: ContainerId, sources: &ActivitySources, silence: Duration) -> Option<Closed> {
         let activity = self.of(id);
         if activity.closed.swap(true, Ordering::SeqCst) {
             return None;
         }
         let closed = Closed(activity);
-        (closed.0.inside.load(Ordering::SeqCst) == 0 && self.since(&closed.0) >= silence).then_some(closed)
+        let now_ms = self.clock.now_ms();
+        // What it asked for may lie in the future: that is no silence, not even of no length.
+        let silent_ms = now_ms.checked_sub(closed.0.latest(sources).1);
+        let silent = silent_ms.is_some_and(|ms| Duration::from_millis(ms) >= silence);
+        (closed.0.open(sources, now_ms).is_none() && silent).then_some(closed)
     }
 
     /// How a container was used lately.
-    pub fn usage(&self, id: ContainerId) -> Usage {
+    pub fn usage(&self, id: ContainerId, sources: &ActivitySources) -> Usage {
+        let now_ms = self.clock.now_ms();
         let known = self.lock().get(&id).cloned();
-        let last_at = known.as_ref().map(|activity| self.clock.at(activity.last_ms.load(Ordering::SeqCst)));
+        let is_known = known.is_some();
         let activity = known.unwrap_or_default();
-        Usage { open: activity.inside.load(Ordering::SeqCst), last_at, since: self.since(&activity) }
+        let last_ms = Sign::ALL.into_iter().map(|sign| activity.last(sign)).max().unwrap_or(0).min(now_ms);
+        let (by, at) = activity.latest(sources);
+        Usage {
+            open: activity.open(sources, now_ms),
+            last_at: is_known.then(|| self.clock.at(last_ms)),
+            since: Duration::from_millis(now_ms.saturating_sub(at)),
+            by,
+            kept: match by {
+                Sign::Keepalive => Duration::from_millis(at.saturating_sub(now_ms)),
+                _ => Duration::ZERO,
+            },
+        }
     }
 
-    fn since(&self, activity: &Activity) -> Duration {
-        Duration::from_millis(self.clock.now_ms().saturating_sub(activity.last_ms.load(Ordering::SeqCst)))
+    /// Notes a use that does not last.
+    pub fn note(&self, id: ContainerId, sign: Sign) {
+        self.of(id).note(sign, self.clock.now_ms());
     }
 
-    /// Counts as just used: it was started.
-    pub fn touch(&self, id: ContainerId) {
-        drop(self.enter(id));
+    /// Counts as used for so long from now on; `false`: it is being put to sleep at this moment.
+    pub fn keep(&self, id: ContainerId, time: Duration) -> bool {
+        let activity = self.of(id);
+        let time_ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        activity.note(Sign::Keepalive, self.clock.now_ms().saturating_add(time_ms));
+        !activity.closed.load(Ordering::SeqCst)
+    }
+
+    /// A stop or a start ends what was asked for from inside.
+    pub fn keep_no_longer(&self, id: ContainerId) {
+        let activity = self.of(id);
+        activity.last_ms[Sign::Keepalive as usize].fetch_min(self.clock.now_ms(), Ordering::SeqCst);
     }
 
     /// Forgets a container that is gone.
@@ -163,27 +308,69 @@ mod tests {
     use super::*;
 
     const ID: ContainerId = ContainerId::NIL;
+    const ALL: ActivitySources = ActivitySources {
+        requests: true,
+        connections: true,
+        connection_idle_s: None,
+        exec: true,
+        keepalive: true,
+        cpu: None,
+    };
 
     #[test]
     fn a_container_in_use_is_not_closed_and_one_that_was_just_used_neither() {
         let activities = Activities::default();
-        let one = activities.enter(ID);
-        let other = activities.enter(ID);
-        assert_eq!(activities.usage(ID).open, 2);
-        assert!(activities.close(ID, Duration::ZERO).is_none());
+        let one = activities.enter(ID, Use::Request);
+        let other = activities.enter(ID, Use::Exec);
+        let open = activities.usage(ID, &ALL).open;
+        assert_eq!(open, Open { requests: 1, connections: 0, commands: 1 });
+        assert!(activities.close(ID, &ALL, Duration::ZERO).is_none());
         drop((one, other));
-        assert!(activities.close(ID, Duration::from_secs(60)).is_none());
-        assert!(activities.close(ID, Duration::ZERO).is_some());
+        assert!(activities.close(ID, &ALL, Duration::from_secs(60)).is_none());
+        assert!(activities.close(ID, &ALL, Duration::ZERO).is_some());
     }
 
     #[test]
     fn whoever_comes_while_it_is_being_closed_is_told() {
         let activities = Activities::default();
-        let closed = activities.close(ID, Duration::ZERO).unwrap();
-        assert!(activities.enter(ID).is_closing());
-        assert!(activities.close(ID, Duration::ZERO).is_none(), "it is closed already");
+        let closed = activities.close(ID, &ALL, Duration::ZERO).unwrap();
+        assert!(activities.enter(ID, Use::Request).is_closing());
+        assert!(!activities.keep(ID, Duration::ZERO));
+        assert!(activities.close(ID, &ALL, Duration::ZERO).is_none(), "it is closed already");
         drop(closed);
-        assert!(!activities.enter(ID).is_closing());
+        assert!(!activities.enter(ID, Use::Request).is_closing());
+        assert!(activities.keep(ID, Duration::ZERO));
+    }
+
+    #[test]
+    fn what_is_switched_off_keeps_nothing_awake_but_an_open_request_is_never_cut_off() {
+        let none = ActivitySources { requests: false, connections: false, exec: false, keepalive: false, ..ALL };
+        let activities = Activities::default();
+        let command = activities.enter(ID, Use::Exec);
+        let mut connection = activities.enter(ID, Use::Request);
+        assert!(activities.close(ID, &none, Duration::ZERO).is_none(), "a request is open");
+        connection.become_use(Use::Connection);
+        activities.keep(ID, Duration::from_secs(60));
+        activities.note(ID, Sign::Cpu);
+        assert_eq!(activities.usage(ID, &none).by, Sign::Start);
+        assert!(activities.close(ID, &none, Duration::ZERO).is_some());
+        assert!(activities.close(ID, &ALL, Duration::ZERO).is_none());
+        drop((command, connection));
+        assert!(activities.close(ID, &ALL, Duration::ZERO).is_none(), "it asked to be kept awake");
+        activities.keep_no_longer(ID);
+        assert!(activities.close(ID, &ALL, Duration::ZERO).is_some());
+    }
+
+    #[test]
+    fn a_connection_without_a_byte_counts_no_longer() {
+        let activities = Activities::default();
+        let limited = ActivitySources { connection_idle_s: Some(0), ..ALL };
+        let mut connection = activities.enter(ID, Use::Request);
+        connection.become_use(Use::Connection);
+        assert_eq!(activities.usage(ID, &ALL).open.connections, 1);
+        assert_eq!(activities.usage(ID, &limited).open.connections, 0);
+        let limited = ActivitySources { connection_idle_s: Some(60), ..ALL };
+        assert!(activities.close(ID, &limited, Duration::ZERO).is_none(), "a byte went not long ago");
     }
 
     #[test]
@@ -192,8 +379,8 @@ mod tests {
         for _ in 0..ROUNDS {
             let activities = Arc::new(Activities::default());
             let (sleeper, guest) = (activities.clone(), activities);
-            let asleep = std::thread::spawn(move || sleeper.close(ID, Duration::ZERO));
-            let entered = guest.enter(ID);
+            let asleep = std::thread::spawn(move || sleeper.close(ID, &ALL, Duration::ZERO));
+            let entered = guest.enter(ID, Use::Request);
             let warned = entered.is_closing();
             let asleep = asleep.join().unwrap();
             // The guest that saw an open door must have been seen, unless it came after the door was opened again.

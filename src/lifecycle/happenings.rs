@@ -1,7 +1,8 @@
 //! Which events a record's change means. Pure.
 
+use super::wake::BY_REQUEST;
 use crate::domain::event::{EventKind, Happening};
-use crate::domain::{Container, Phase, Settings, StopReason};
+use crate::domain::{Container, PauseReason, Phase, Settings, StopReason};
 
 /// What happened between two states of one record, in order.
 pub fn happenings(old: &Container, new: &Container) -> Vec<Happening> {
@@ -12,14 +13,30 @@ pub fn happenings(old: &Container, new: &Container) -> Vec<Happening> {
     }
     match (&old.phase, &new.phase) {
         (Phase::Running { init: before }, Phase::Running { init }) if before == init => {}
-        (Phase::Paused { init: before }, Phase::Running { init }) if before == init => {
+        (Phase::Paused { init: before, reason }, Phase::Running { init }) if before == init => {
             found.push(event(EventKind::Resumed));
+            if *reason == PauseReason::Idle && is_woken(new) {
+                found.push(event(EventKind::Woken).because("a request; it goes on"));
+            }
         }
-        (_, Phase::Running { .. }) => found.push(event(EventKind::Started)),
-        (Phase::Running { .. }, Phase::Paused { .. }) => found.push(event(EventKind::Paused)),
+        (before, Phase::Running { .. }) => {
+            found.push(event(EventKind::Started));
+            if *before == Phase::Starting && is_woken(new) {
+                found.push(event(EventKind::Woken).because("a request; it was started"));
+            }
+        }
+        (before, Phase::Paused { reason, .. }) if before != &new.phase => {
+            found.push(event(EventKind::Paused));
+            if *reason == PauseReason::Idle {
+                found.push(event(EventKind::Slept).because("nobody used it; it is frozen"));
+            }
+        }
         (Phase::Stopped { .. } | Phase::Creating, Phase::Stopped { reason: StopReason::Created }) => {}
         (before, Phase::Stopped { reason }) if *before != new.phase => {
             found.push(event(EventKind::Stopped).because(words(reason)));
+            if reason.is_sleep() {
+                found.push(event(EventKind::Slept).because(words(reason)));
+            }
         }
         (before, Phase::Failed { .. }) if *before != new.phase => found.push(event(EventKind::Failed)),
         _ => {}
@@ -32,6 +49,11 @@ pub fn happenings(old: &Container, new: &Container) -> Vec<Happening> {
         found.push(event(EventKind::PermissionsChanged));
     }
     found
+}
+
+/// Whether a request gave it its process, or let that go on.
+fn is_woken(container: &Container) -> bool {
+    container.started_by.as_deref() == Some(BY_REQUEST)
 }
 
 /// Whether settings differ in more than what has events of its own.
@@ -70,7 +92,8 @@ mod tests {
     fn each_change_of_phase_is_told_once() {
         let running = Phase::Running { init: INIT };
         let other = Phase::Running { init: Init { pid: 8, ..INIT } };
-        let paused = Phase::Paused { init: INIT };
+        let paused = Phase::Paused { init: INIT, reason: PauseReason::Requested };
+        let asleep = Phase::Paused { init: INIT, reason: PauseReason::Idle };
         use EventKind::*;
         let plain = |kinds: &[EventKind]| kinds.iter().map(|kind| (*kind, None)).collect::<Vec<_>>();
         assert_eq!(between(Phase::Creating, running.clone()), plain(&[Created, Started]));
@@ -83,11 +106,30 @@ mod tests {
         assert_eq!(between(running.clone(), Phase::Stopping { init: INIT }), []);
         assert_eq!(between(stopped(StopReason::Requested), Phase::Starting), []);
         assert_eq!(between(Phase::Creating, Phase::Failed { reason: "secret".into() }), plain(&[Failed]));
+        let kinds = |old: &Phase, new: &Phase| {
+            between(old.clone(), new.clone()).into_iter().map(|(kind, _)| kind).collect::<Vec<_>>()
+        };
+        assert_eq!(kinds(&running, &asleep), [Paused, Slept]);
+        assert_eq!(kinds(&asleep, &running), [Resumed], "by hand");
+        for reason in [StopReason::Idle, StopReason::MadeRoom] {
+            assert_eq!(kinds(&Phase::Stopping { init: INIT }, &stopped(reason)), [Stopped, Slept]);
+        }
         let exited = StopReason::Exited { exit: Exit::Code(1), oom: true };
         let told = between(running.clone(), stopped(exited));
         assert_eq!(told, [(Stopped, Some("out of memory: init exited with status 1".to_owned()))]);
         let told = between(Phase::Starting, stopped(StopReason::StartFailed { message: "`/secret`".into() }));
         assert_eq!(told, [(Stopped, Some("the start failed".to_owned()))]);
+    }
+
+    #[test]
+    fn a_wake_by_a_request_is_told_beside_what_it_did() {
+        let one = container(ProjectId::NIL, "one", Slot(1));
+        let running =
+            Container { phase: Phase::Running { init: INIT }, started_by: Some(BY_REQUEST.to_owned()), ..one.clone() };
+        let woken = |phase| happenings(&Container { phase, ..one.clone() }, &running).into_iter().map(|what| what.kind);
+        let asleep = Phase::Paused { init: INIT, reason: PauseReason::Idle };
+        assert_eq!(woken(Phase::Starting).collect::<Vec<_>>(), [EventKind::Started, EventKind::Woken]);
+        assert_eq!(woken(asleep).collect::<Vec<_>>(), [EventKind::Resumed, EventKind::Woken]);
     }
 
     #[test]

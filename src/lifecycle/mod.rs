@@ -33,9 +33,13 @@ mod plan;
 mod ready;
 mod recover;
 mod requests;
+mod room;
 mod rules;
 mod service;
 mod sleep;
+#[cfg(test)]
+mod sleep_tests;
+mod starts;
 mod strays;
 mod supervisor;
 #[cfg(test)]
@@ -43,7 +47,7 @@ pub(crate) mod tests;
 mod wake;
 mod worker;
 
-pub use activity::{InUse, Usage};
+pub use activity::{InUse, Open, Sign, Usage, Use};
 pub use alarms::ALARM_LOOK_MS;
 pub use error::{DriverError, Error, What};
 pub use execute::{Drivers, Timings};

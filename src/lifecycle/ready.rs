@@ -12,8 +12,10 @@ use super::ledger::Change;
 use super::supervisor::Shared;
 use crate::domain::{ContainerId, Init};
 
-/// The first pause between two tries, in milliseconds; each is half as long again.
+/// The shortest pause between two tries, in milliseconds: what an open port is seen later.
 const PAUSE_MS_MIN: u64 = 1;
+/// A pause is this part of what the port has taken already: as much later it is seen, at most.
+const PAUSE_PART: u32 = 10;
 /// The longest pause between two tries, in milliseconds.
 const PAUSE_MS_MAX: u64 = 100;
 /// How long one try may take, in milliseconds: a container on this host answers or refuses at once.
@@ -56,7 +58,6 @@ async fn probe(shared: &Shared, id: ContainerId) -> Readiness {
 /// Tries a port until it accepts, at most so long and for as long as `lives` says.
 pub async fn accepts(address: SocketAddr, patience: Duration, lives: impl Fn() -> bool) -> bool {
     let began = Instant::now();
-    let mut pause_ms = PAUSE_MS_MIN;
     while began.elapsed() < patience {
         let attempt = tokio::time::timeout(Duration::from_millis(TRY_MS_MAX), TcpStream::connect(address)).await;
         if !lives() {
@@ -65,10 +66,14 @@ pub async fn accepts(address: SocketAddr, patience: Duration, lives: impl Fn() -
         if let Ok(Ok(_connected)) = attempt {
             return true;
         }
-        tokio::time::sleep(Duration::from_millis(pause_ms)).await;
-        pause_ms = (pause_ms + pause_ms.div_ceil(2)).min(PAUSE_MS_MAX);
+        tokio::time::sleep(pause(began.elapsed())).await;
     }
     false
+}
+
+/// A port that opens soon is seen within a millisecond; one that takes long is not tried all the while.
+fn pause(elapsed: Duration) -> Duration {
+    (elapsed / PAUSE_PART).clamp(Duration::from_millis(PAUSE_MS_MIN), Duration::from_millis(PAUSE_MS_MAX))
 }
 
 fn target(shared: &Shared, id: ContainerId) -> Option<(Init, SocketAddr)> {

@@ -17,12 +17,15 @@ use super::ledger::Change;
 use super::plan::{Plan, Remove};
 use super::requests::STOP_GRACE_S_DEFAULT;
 use super::strays::{self, Stray};
-use super::supervisor::{STARTS_AT_ONCE_MAX, Shared};
+use super::supervisor::Shared;
 use super::worker::Command;
 use crate::domain::firewall::Ruleset;
 use crate::domain::receipt::Erasure;
-use crate::domain::{Container, ContainerId, Desired, Init, Phase, Slot, StopReason, Verb};
+use crate::domain::{Container, ContainerId, Desired, Init, PauseReason, Phase, Slot, StopReason, Verb};
 use crate::store::journal::Entry;
+
+/// Containers that should run and are started at once: others' verbs wait for no more than these.
+const STARTS_AT_ONCE_MAX: usize = 8;
 
 /// What was found, for the log and `/readyz`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -155,9 +158,12 @@ fn alive(shared: &Shared, entry: Option<&Entry>) -> Option<(Init, u64)> {
 }
 
 async fn adopt(shared: &Shared, container: &Container, init: Init, revision: u64) -> Result<Arc<Container>, Error> {
-    let paused = matches!(container.phase, Phase::Paused { .. });
+    let paused = match container.phase {
+        Phase::Paused { reason, .. } => Some(reason),
+        _ => None,
+    };
     // A daemon that died between the freezer and the record leaves them apart.
-    if let Err(error) = shared.executor.drivers().cgroups.freeze(container.id, paused).await {
+    if let Err(error) = shared.executor.drivers().cgroups.freeze(container.id, paused.is_some()).await {
         tracing::error!(container = %container.id, error = &error as &dyn std::error::Error, "cannot freeze or thaw");
     }
     shared
@@ -168,11 +174,18 @@ async fn adopt(shared: &Shared, container: &Container, init: Init, revision: u64
                 container.started_at = Some(Timestamp::now());
                 container.ready_at = None;
             }
-            container.phase = if paused { Phase::Paused { init } } else { Phase::Running { init } };
+            container.phase = phase_of(init, paused);
             container.env_revision_applied = revision;
             Ok(())
         })
         .await
+}
+
+const fn phase_of(init: Init, paused: Option<PauseReason>) -> Phase {
+    match paused {
+        Some(reason) => Phase::Paused { init, reason },
+        None => Phase::Running { init },
+    }
 }
 
 /// Removes what is in the kernel of a container without a process; whether there was anything to put right.
@@ -240,7 +253,8 @@ fn start_desired(shared: &Arc<Shared>) -> usize {
         .filter(|one| one.desired == Desired::Running && one.settings.autostart && one.receipt.is_none())
         // What sleeps when nobody uses it can sleep until somebody does: no herd after a reboot.
         .filter(|one| {
-            one.settings.idle_timeout_s.is_none() && !matches!(one.phase, Phase::Stopped { reason: StopReason::Idle })
+            let asleep = matches!(&one.phase, Phase::Stopped { reason } if reason.is_sleep());
+            one.settings.idle_timeout_s.is_none() && !asleep
         })
         .filter(|one| one.phase.allows(Verb::Start))
         .map(|one| one.id)

@@ -16,7 +16,8 @@ use crate::domain::host::{Alias, CustomDomain};
 use crate::domain::policy::PolicyName;
 use crate::domain::token::Permissions;
 use crate::domain::{
-    Bytes, Container, ContainerId, ContainerName, Image, Limits, OperationId, ProjectId, Secret, Token, Verb,
+    Bytes, Container, ContainerId, ContainerName, IdleAction, Image, Limits, OperationId, ProjectId, Secret, Token,
+    Verb,
 };
 use crate::sys::cgroup;
 use crate::sys::netlink::LinkUsage;
@@ -41,6 +42,10 @@ pub struct NewProject {
     pub firewall_policy: Option<PolicyName>,
     /// Limits of its containers, over the host's.
     pub limits: Limits,
+    /// Seconds of silence before its containers are put to sleep.
+    pub idle_timeout_s: Option<u32>,
+    /// What putting them to sleep is.
+    pub idle_action: IdleAction,
 }
 
 /// A change to a project; `None` leaves a field as it is.
@@ -52,6 +57,8 @@ pub struct ProjectPatch {
     pub containers_max: Option<Option<u32>>,
     pub firewall_policy: Option<Option<PolicyName>>,
     pub limits: LimitsPatch,
+    pub idle_timeout_s: Option<Option<u32>>,
+    pub idle_action: Option<IdleAction>,
 }
 
 /// A container to be made from an image.

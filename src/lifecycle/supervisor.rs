@@ -7,24 +7,27 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
+use tokio::sync::{Semaphore, mpsc};
 
 use super::activity::Activities;
 use super::alarms::Told;
 use super::error::{Error, What};
 use super::execute::{Executor, Subject};
 use super::ledger::Ledger;
+use super::room::Room;
+use super::starts::Starts;
 use super::wake::Wakes;
 use super::worker::{Command, Handle, Worker};
+use crate::config;
 use crate::domain::firewall::Ruleset;
 use crate::domain::network::way_out;
 use crate::domain::policy::Policies;
 use crate::domain::receipt::Erasure;
-use crate::domain::{Container, ContainerId, Receipt, Subnet};
+use crate::domain::{Bytes, Container, ContainerId, PauseReason, Phase, Receipt, Subnet};
 use crate::sys::btrfs::SubvolumeId;
 
-/// Containers that are made or started at once; more would only make each slower.
-pub const STARTS_AT_ONCE_MAX: usize = 8;
+/// Frozen containers whose page cache is given back at once: it is no hurry, and reclaiming takes a processor.
+const RECLAIMS_AT_ONCE_MAX: usize = 1;
 /// Between two looks whether the cleaner has dropped a subvolume, in milliseconds; doubled each time up to the maximum.
 const CLEANER_LOOK_MS_MIN: u64 = 20;
 /// The longest pause between two looks, in milliseconds.
@@ -33,6 +36,17 @@ const CLEANER_LOOK_MS_MAX: u64 = 5_000;
 const CLEANER_LOOKS_MAX: u32 = 20_000;
 /// Between two looks whether workers have ended, in milliseconds.
 const DRAIN_LOOK_MS: u64 = 20;
+
+/// What of the configuration holds for all workers.
+#[derive(Debug, Clone)]
+pub struct Bounds {
+    /// Where addresses come from.
+    pub subnet: Subnet,
+    /// How many start at once, and how fast.
+    pub starts: config::Starts,
+    /// How much memory the awake may hold together; `None`: as much as the host has.
+    pub awake_memory_max: Option<Bytes>,
+}
 
 /// What workers share.
 #[derive(Debug)]
@@ -51,7 +65,11 @@ pub struct Shared {
     pub wakes: Wakes,
     /// Which reached limits were told.
     pub told: Told,
-    starts: Semaphore,
+    /// Who may start now.
+    pub starts: Arc<Starts>,
+    /// How much memory the awake may hold.
+    pub room: Room,
+    reclaims: Semaphore,
     workers: Mutex<HashMap<ContainerId, Handle>>,
     /// Commands that are queued or at work.
     at_work: AtomicUsize,
@@ -60,7 +78,8 @@ pub struct Shared {
 
 impl Shared {
     /// With no worker yet.
-    pub fn new(ledger: Ledger, executor: Executor, policies: Policies, subnet: Subnet) -> Arc<Self> {
+    pub fn new(ledger: Ledger, executor: Executor, policies: Policies, bounds: Bounds) -> Arc<Self> {
+        let Bounds { subnet, starts, awake_memory_max } = bounds;
         Arc::new(Self {
             ledger,
             executor,
@@ -69,7 +88,9 @@ impl Shared {
             activities: Activities::default(),
             wakes: Wakes::default(),
             told: Told::default(),
-            starts: Semaphore::new(STARTS_AT_ONCE_MAX),
+            starts: Starts::new(starts),
+            room: Room::new(awake_memory_max),
+            reclaims: Semaphore::new(RECLAIMS_AT_ONCE_MAX),
             workers: Mutex::new(HashMap::new()),
             at_work: AtomicUsize::new(0),
             closing: AtomicBool::new(false),
@@ -145,12 +166,19 @@ impl Shared {
         }
     }
 
-    /// A place among those that may start now.
-    ///
-    /// # Errors
-    /// The daemon is shutting down.
-    pub async fn start_permit(&self) -> Result<SemaphorePermit<'_>, Error> {
-        self.starts.acquire().await.map_err(|_closed| Error::ShuttingDown)
+    /// Gives the kernel back what a container that was frozen for silence has only cached, behind the caller's back.
+    pub fn reclaim_later(self: &Arc<Self>, id: ContainerId) {
+        let shared = self.clone();
+        tokio::spawn(async move {
+            // Never closed.
+            let Ok(_permit) = shared.reclaims.acquire().await else { return };
+            let container = shared.ledger.directory().container(id);
+            let asleep =
+                container.is_ok_and(|one| matches!(one.phase, Phase::Paused { reason: PauseReason::Idle, .. }));
+            if asleep && let Err(error) = shared.executor.drivers().cgroups.reclaim(id).await {
+                tracing::debug!(container = %id, error = &error as &dyn std::error::Error, "its cache is kept");
+            }
+        });
     }
 
     /// What a plan needs to know of a container.

@@ -31,25 +31,30 @@ const CALLS_MAX: u32 = 40;
 /// A machine in memory, and a disk for the records.
 pub struct Lab {
     pub(crate) host: Arc<FakeHost>,
-    faults: Arc<Faults>,
+    pub(crate) faults: Arc<Faults>,
     store: Arc<dyn Store>,
-    config: Config,
+    pub(crate) config: Config,
     _folder: tempfile::TempDir,
 }
 
-fn started(start: bool) -> NewContainer {
+pub(super) fn started(start: bool) -> NewContainer {
     NewContainer { start, ..Default::default() }
 }
 
-const fn until(until: Until) -> Await {
+pub(super) const fn until(until: Until) -> Await {
     Await { until, timeout: Duration::from_secs(5) }
 }
 
 impl Lab {
     /// One with a daemon, an image and a project.
     pub async fn new() -> (Self, Service, ProjectId) {
+        Self::with(|_| ()).await
+    }
+
+    /// The same with another configuration.
+    pub(crate) async fn with(change: impl FnOnce(&mut Config)) -> (Self, Service, ProjectId) {
         let folder = tempfile::tempdir().unwrap();
-        let config = Config {
+        let mut config = Config {
             run_dir: folder.path().to_owned(),
             data_dir: "/data".into(),
             pool: crate::config::Pool { path: Some("/pool".into()), ..Default::default() },
@@ -57,6 +62,7 @@ impl Lab {
             net: crate::config::Net { subnet: "127.201.0.0/16".parse().unwrap() },
             ..Config::default()
         };
+        change(&mut config);
         let store: Arc<dyn Store> = Arc::new(Arc::new(SledStore::open(&folder.path().join("db")).unwrap()));
         let lab = Self { host: FakeHost::new(), faults: Arc::default(), store, config, _folder: folder };
         let image = Image {
@@ -96,7 +102,7 @@ impl Lab {
     }
 }
 
-async fn eventually(service: &Service, container: &Container, status: Status) -> Arc<Container> {
+pub(super) async fn eventually(service: &Service, container: &Container, status: Status) -> Arc<Container> {
     for _ in 0..500 {
         let now = service.container(container.id).unwrap();
         if now.status() == status {

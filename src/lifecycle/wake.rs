@@ -2,7 +2,7 @@
 //! failed.
 //!
 //! ```text
-//!  asleep ──first request──► waking ──port accepts──► awake
+//!  asleep ──first request──► waking ──port accepts──► awake        (frozen: thawed at once, without a place in the line)
 //!    ▲                         │ more requests wait for the same end, up to a bound
 //!    │                         ▼ init ended, or the start failed
 //!    └─────pause over───── resting: refused at once; the pause doubles with each failure
@@ -17,8 +17,10 @@ use tokio::sync::{oneshot, watch};
 use super::error::Error;
 use super::execute::Timings;
 use super::ready::Readiness;
+use super::room::Reserved;
+use super::starts::{Full, Permit};
 use super::supervisor::Shared;
-use super::worker::{Command, Settled};
+use super::worker::{Command, Settled, Waking};
 use crate::domain::ContainerId;
 
 /// Requests that wait for one container to wake.
@@ -31,6 +33,11 @@ const REST_MS_MIN: u64 = 1_000;
 const REST_MS_MAX: u64 = 60_000;
 /// Doublings after which the pause surely is the longest.
 const DOUBLINGS_MAX: u32 = 16;
+/// What a wake is written down as.
+pub const BY_REQUEST: &str = "request";
+/// Steps that make a container's network, and those that make its process; what they took overlaps.
+const NETWORK_STEPS: [&str; 3] = ["apply-rules", "attach-link", "link-up"];
+const SPAWN_STEPS: [&str; 4] = ["prepare", "create-init", "limit-cgroup", "start-init"];
 /// A container that stayed awake for so long is well again, in seconds.
 const WELL_S: u64 = 60;
 
@@ -51,6 +58,12 @@ pub enum NotAwake {
     /// Too many wait already.
     #[error("too many requests wait for it")]
     Crowded,
+    /// Too many wait for a place to start.
+    #[error("too many containers wait to be woken")]
+    QueueFull,
+    /// The awake hold as much memory as they may, and none of them can be put to sleep.
+    #[error("there is no room for it in memory")]
+    NoRoom,
     /// It is not there any more, or must not run.
     #[error("it cannot be woken")]
     Never,
@@ -59,7 +72,7 @@ pub enum NotAwake {
 /// How a container was woken: the steps and how long each took.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Woken {
-    /// Empty where it was awake by the time it was asked.
+    /// The whole and its parts first, then every step; empty where it was awake by the time it was asked.
     pub timings: Timings,
 }
 
@@ -211,21 +224,60 @@ pub async fn wake(shared: &Arc<Shared>, id: ContainerId, wanted: Wanted, deadlin
 }
 
 async fn carry_out(shared: &Arc<Shared>, id: ContainerId, herald: &Herald) -> Outcome {
-    let began = Instant::now();
+    let mut wait = Wait { began: Instant::now(), queue: Duration::ZERO, room: Duration::ZERO };
+    let (settled, _reserved) = match ask(shared, id, None).await? {
+        Waking::Awake(settled) => (settled, None),
+        Waking::Asleep => {
+            let (settled, reserved) = start(shared, id, &mut wait).await?;
+            (settled, Some(reserved))
+        }
+    };
+    herald.send_modify(|progress| progress.started = true);
+    accepted(shared, settled, wait).await
+}
+
+/// Starts a container in its project's turn, once there is room for it.
+async fn start<'a>(
+    shared: &'a Arc<Shared>,
+    id: ContainerId,
+    wait: &mut Wait,
+) -> Result<(Settled, Reserved<'a>), NotAwake> {
+    let container = shared.ledger.directory().container(id).map_err(|_gone| NotAwake::Never)?;
+    // Its worker does not wait in the line, so that verbs reach it all the while.
+    let permit = shared.starts.wake(container.project).await.map_err(|Full| NotAwake::QueueFull)?;
+    let permit = permit.ok_or(NotAwake::Never)?;
+    wait.queue = wait.began.elapsed();
+    let reserved = shared.room.make(shared, &container).await.ok_or(NotAwake::NoRoom)?;
+    wait.room = wait.began.elapsed() - wait.queue;
+    match ask(shared, id, Some(permit)).await? {
+        Waking::Awake(settled) => Ok((settled, reserved)),
+        Waking::Asleep => Err(NotAwake::Never),
+    }
+}
+
+/// What a wake waited for before it began.
+#[derive(Debug, Clone, Copy)]
+struct Wait {
+    began: Instant,
+    queue: Duration,
+    room: Duration,
+}
+
+/// Has its worker wake it; without a permit only where that takes no start.
+async fn ask(shared: &Arc<Shared>, id: ContainerId, permit: Option<Permit>) -> Result<Waking, NotAwake> {
     let (reply, done) = oneshot::channel();
-    shared.send(id, Command::Wake { reply }).map_err(|_busy_or_closing| NotAwake::Never)?;
+    shared.send(id, Command::Wake { permit, reply }).map_err(|_busy_or_closing| NotAwake::Never)?;
     match done.await {
-        Ok(Ok(settled)) => {
-            herald.send_modify(|progress| progress.started = true);
-            accepted(shared, settled, began).await
-        }
-        Ok(Err(error @ Error::Step { .. })) => {
-            let retry_after = shared.wakes.failed(id, error.to_string(), Instant::now());
-            Err(NotAwake::Failing { reason: error.to_string(), retry_after })
-        }
-        Ok(Err(error)) => {
+        Ok(Ok(waking)) => Ok(waking),
+        Ok(Err(
+            error @ (Error::NotRunning(_) | Error::NotFound { .. } | Error::DeletedMeanwhile(_) | Error::ShuttingDown),
+        )) => {
             tracing::info!(container = %id, error = &error as &dyn std::error::Error, "is not woken");
             Err(NotAwake::Never)
+        }
+        Ok(Err(error)) => {
+            let retry_after = shared.wakes.failed(id, error.to_string(), Instant::now());
+            Err(NotAwake::Failing { reason: error.to_string(), retry_after })
         }
         Err(_closed) => Err(NotAwake::Never),
     }
@@ -233,8 +285,8 @@ async fn carry_out(shared: &Arc<Shared>, id: ContainerId, herald: &Herald) -> Ou
 
 /// Waits until the port of a started container accepts: bounded by the probe's own end. A container that lives on without
 /// accepting counts as awake: whether it answers is then between it and its clients.
-async fn accepted(shared: &Shared, settled: Settled, began: Instant) -> Outcome {
-    let Settled { container, ready, mut timings } = settled;
+async fn accepted(shared: &Shared, settled: Settled, wait: Wait) -> Outcome {
+    let Settled { container, ready, timings } = settled;
     let Some(mut ready) = ready else { return Ok(Woken { timings }) };
     let started = Instant::now();
     let end = ready.wait_for(|end| *end != Readiness::Pending).await.map(|end| *end);
@@ -244,9 +296,25 @@ async fn accepted(shared: &Shared, settled: Settled, began: Instant) -> Outcome 
         let reason = now.phase.reason().unwrap_or_else(|| "it ended".to_owned());
         return Err(NotAwake::Failing { retry_after: shared.wakes.rest(now.id, Instant::now()), reason });
     }
-    timings.push(("ready".to_owned(), started.elapsed()));
-    timings.push(("wake".to_owned(), began.elapsed()));
+    // Nobody was woken where no step was made.
+    let timings = if timings.is_empty() { timings } else { told(timings, wait, started.elapsed()) };
     Ok(Woken { timings })
+}
+
+/// What a woken response says of its wake.
+fn told(steps: Timings, wait: Wait, ready: Duration) -> Timings {
+    let sum =
+        |names: &[&str]| steps.iter().filter(|(name, _)| names.contains(&name.as_str())).map(|(_, took)| *took).sum();
+    let parts = [
+        ("wake", wait.began.elapsed()),
+        ("queue", wait.queue),
+        ("room", wait.room),
+        ("network", sum(&NETWORK_STEPS)),
+        ("spawn", sum(&SPAWN_STEPS)),
+        ("ready", ready),
+    ];
+    let parts = parts.into_iter().map(|(name, took)| (name.to_owned(), took));
+    parts.chain(steps).collect()
 }
 
 #[cfg(test)]

@@ -13,16 +13,22 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::Instrument;
 
+use super::activity::Sign;
 use super::error::Error;
 use super::execute::{Target, Timings};
 use super::ledger::Change;
 use super::plan::{Make, Origin, Plan, Remove};
 use super::ready::{self, Readiness};
 use super::requests::{ContainerPatch, STOP_GRACE_S_DEFAULT};
+use super::room;
 use super::rules::{RulesChange, RulesChanged};
+use super::starts::Permit;
 use super::supervisor::Shared;
+use super::wake::BY_REQUEST;
 use crate::domain::network::way_out;
-use crate::domain::{Container, ContainerId, Desired, Exit, Init, Phase, Receipt, StopReason, Verb};
+use crate::domain::{
+    Container, ContainerId, Desired, Exit, IdleAction, Init, PauseReason, Phase, Receipt, StopReason, Verb,
+};
 use crate::sys::netlink::Rates;
 use crate::sys::runtime::{Delivery, Pins, Resized};
 
@@ -52,6 +58,24 @@ impl Settled {
     }
 }
 
+/// What asking a container to wake came to.
+#[derive(Debug)]
+pub enum Waking {
+    /// It runs, or was thawed, or was started.
+    Awake(Settled),
+    /// It has to be started, which wants a permit.
+    Asleep,
+}
+
+/// Why a container is put to sleep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drowse {
+    /// Nobody has used it for its `idle_timeout`.
+    Unused,
+    /// The memory is wanted for others, and nobody uses it.
+    ForRoom,
+}
+
 type Reply<T> = oneshot::Sender<Result<T, Error>>;
 
 /// What a worker is told.
@@ -75,13 +99,20 @@ pub enum Command {
         /// Who waits.
         reply: Reply<Settled>,
     },
-    /// Start it, if it is stopped and may be woken.
+    /// Let it go on where it sleeps frozen; start it where it is stopped and may be woken.
     Wake {
+        /// Without one it is not started.
+        permit: Option<Permit>,
         /// Who waits.
-        reply: Reply<Settled>,
+        reply: Reply<Waking>,
     },
-    /// Stop it, if nobody has used it for its `idle_timeout`.
-    Sleep,
+    /// Put it to sleep, if nobody uses it.
+    Sleep {
+        /// Why.
+        why: Drowse,
+        /// Who waits, and is told whether it sleeps.
+        reply: Option<oneshot::Sender<bool>>,
+    },
     /// Change the record, and what of it is in force.
     Update {
         /// How.
@@ -198,8 +229,14 @@ impl Worker {
                 }
                 drop(reply.send(result));
             }
-            Command::Wake { reply } => drop(reply.send(self.wake().await)),
-            Command::Sleep => self.sleep().await,
+            Command::Wake { permit, reply } => drop(reply.send(self.wake(permit).await)),
+            Command::Sleep { why, reply } => {
+                let sleeps = self.sleep(why).await;
+                if let Some(reply) = reply {
+                    let _ = reply.send(sleeps);
+                }
+                self.disconnect("idle").await;
+            }
             Command::Adopt => drop(self.watch_ready()),
         }
     }
@@ -219,7 +256,7 @@ impl Worker {
     async fn build(&mut self, origin: Origin, start: bool) -> Result<Settled, Error> {
         let began = Instant::now();
         let plan = if start { Plan::build_and_start(origin) } else { Plan::build(origin) };
-        match self.make(self.record()?, "create", &plan).await {
+        match self.make(self.record()?, "create", &plan, None).await {
             Ok((init, timings)) => {
                 let change = Change::lazy("create").since(began);
                 self.made(init, change, timings).await
@@ -238,9 +275,13 @@ impl Worker {
         container: Arc<Container>,
         verb: &str,
         plan: &Plan<Make>,
+        permit: Option<Permit>,
     ) -> Result<(Option<Init>, Timings), Error> {
         let subject = self.shared.subject(container)?;
-        let _permit = self.shared.start_permit().await?;
+        let _permit = match permit {
+            Some(permit) => permit,
+            None => self.shared.starts.verb().await?,
+        };
         let outcome = self.shared.executor.make(&subject, verb, plan, || self.is_tombstoned()).await?;
         Ok((outcome.init, outcome.timings))
     }
@@ -263,7 +304,8 @@ impl Worker {
             })
             .await?;
         let ready = init.map(|_| {
-            self.shared.activities.touch(self.id);
+            self.shared.activities.keep_no_longer(self.id);
+            self.shared.activities.note(self.id, Sign::Start);
             self.watch_ready()
         });
         Ok(Settled { container, ready, timings })
@@ -284,23 +326,23 @@ impl Worker {
         match verb {
             Verb::Start => {
                 self.shared.wakes.well(self.id);
-                self.start("start").await
+                self.start("start", None).await
             }
             Verb::Stop => self.stop("stop", Some(grace), Desired::Stopped, StopReason::Requested).await,
             Verb::ForceStop => self.stop("force-stop", None, Desired::Stopped, StopReason::Requested).await,
             Verb::Restart => {
                 let stopped = self.stop("restart", Some(grace), Desired::Running, StopReason::Requested).await?;
                 self.disconnect(verb).await;
-                let mut settled = self.start("restart").await?;
+                let mut settled = self.start("restart", None).await?;
                 settled.timings.splice(..0, stopped.timings);
                 Ok(settled)
             }
-            Verb::Pause => self.freeze(true).await,
-            Verb::Resume => self.freeze(false).await,
+            Verb::Pause => self.freeze(Some(PauseReason::Requested), Change::flushed("pause")).await,
+            Verb::Resume => self.freeze(None, Change::flushed("resume")).await,
         }
     }
 
-    async fn start(&mut self, by: &str) -> Result<Settled, Error> {
+    async fn start(&mut self, by: &str, permit: Option<Permit>) -> Result<Settled, Error> {
         let began = Instant::now();
         let container = self.record()?;
         let executor = &self.shared.executor;
@@ -314,7 +356,7 @@ impl Worker {
                 container.desired = Desired::Running;
             })
             .await?;
-        match self.make(container, by, &Plan::start()).await {
+        match self.make(container, by, &Plan::start(), permit).await {
             Ok((init, timings)) => self.made(init, Change::lazy(by).since(began), timings).await,
             Err(error) => {
                 let reason = StopReason::StartFailed { message: error.to_string() };
@@ -353,41 +395,63 @@ impl Worker {
         Ok(Settled::at_rest(container, timings))
     }
 
-    /// Starts a container that is asked for while it is stopped; where it runs already, says whether its port accepts.
-    async fn wake(&mut self) -> Result<Settled, Error> {
+    /// Starts a container that is asked for while it is stopped, or lets it go on; where it runs already, says whether its port
+    /// accepts. One that was paused by hand stays so.
+    async fn wake(&mut self, permit: Option<Permit>) -> Result<Waking, Error> {
         let container = self.record()?;
         if container.receipt.is_some() || !container.settings.wake_on_request {
             return Err(Error::NotRunning(container.status()));
         }
-        match container.phase {
-            Phase::Stopped { .. } => self.start("request").await,
-            Phase::Running { .. } => {
-                let ready = self.ready.clone().unwrap_or_else(|| self.watch_ready());
-                Ok(Settled { container, ready: Some(ready), timings: Timings::new() })
+        let mut settled = match container.phase {
+            Phase::Stopped { .. } if permit.is_none() => return Ok(Waking::Asleep),
+            Phase::Stopped { .. } => self.start(BY_REQUEST, permit).await?,
+            Phase::Paused { reason: PauseReason::Idle, .. } => {
+                let began = Instant::now();
+                let settled = self.freeze(None, Change::lazy(BY_REQUEST)).await?;
+                Settled { timings: Timings::from([("thaw".to_owned(), began.elapsed())]), ..settled }
             }
-            _ => Err(Error::NotRunning(container.status())),
-        }
+            Phase::Running { .. } => Settled::at_rest(container, Timings::new()),
+            _ => return Err(Error::NotRunning(container.status())),
+        };
+        settled.ready = settled.ready.or_else(|| self.ready.clone()).or_else(|| Some(self.watch_ready()));
+        Ok(Waking::Awake(settled))
     }
 
-    /// Puts a container to sleep that nobody has used for its `idle_timeout`. What cannot be stopped now is tried again at the
-    /// next look.
-    async fn sleep(&mut self) {
-        let Ok(container) = self.record() else { return };
-        let Some(timeout) = container.settings.idle_timeout() else { return };
-        if container.receipt.is_some() || !matches!(container.phase, Phase::Running { .. }) {
-            return;
-        }
+    /// Puts a container to sleep that nobody uses; whether it sleeps then. What cannot be put to sleep now counts as just used, so that
+    /// it is not tried all the while.
+    async fn sleep(&mut self, why: Drowse) -> bool {
+        let Ok(container) = self.record() else { return false };
+        let Some(timeout) = container.settings.idle_timeout() else { return false };
+        let silence = match (why, &container.phase) {
+            _ if container.receipt.is_some() => return false,
+            (Drowse::Unused, Phase::Running { .. }) => timeout,
+            (Drowse::ForRoom, Phase::Running { .. } | Phase::Paused { reason: PauseReason::Idle, .. }) => {
+                room::silence(&container).unwrap_or(timeout)
+            }
+            _ => return false,
+        };
         let shared = self.shared.clone();
-        let Some(closed) = shared.activities.close(self.id, timeout) else { return };
+        let closed = shared.activities.close(self.id, &container.settings.activity, silence);
+        let Some(_closed) = closed else { return false };
         let grace = Some(Duration::from_secs(STOP_GRACE_S_DEFAULT));
-        match self.stop("idle", grace, Desired::Running, StopReason::Idle).await {
-            Ok(_asleep) => shared.wakes.well(self.id),
+        let slept = match (why, container.settings.idle_action) {
+            (Drowse::Unused, IdleAction::Pause) => {
+                self.freeze(Some(PauseReason::Idle), Change::lazy("idle")).await.map(|_| shared.reclaim_later(self.id))
+            }
+            (Drowse::Unused, IdleAction::Stop) => {
+                self.stop("idle", grace, Desired::Running, StopReason::Idle).await.map(drop)
+            }
+            (Drowse::ForRoom, _) => self.stop("memory", grace, Desired::Running, StopReason::MadeRoom).await.map(drop),
+        };
+        match &slept {
+            Ok(()) => shared.wakes.well(self.id),
             Err(error) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "an idle container cannot be put to sleep");
+                shared.activities.note(self.id, Sign::Start);
+                let error = error as &dyn std::error::Error;
+                tracing::error!(error, "a container that nobody uses cannot be put to sleep");
             }
         }
-        drop(closed);
-        self.disconnect("idle").await;
+        slept.is_ok()
     }
 
     /// Ends init: asks first where there is a grace, then kills.
@@ -461,16 +525,38 @@ impl Worker {
         self.disconnect("exit").await;
     }
 
-    async fn freeze(&self, frozen: bool) -> Result<Settled, Error> {
+    /// Freezes it for a reason, or lets it go on.
+    async fn freeze(&self, reason: Option<PauseReason>, how: Change<'_>) -> Result<Settled, Error> {
         let began = Instant::now();
         let init = self.init().ok_or(Error::NotRunning(self.record()?.status()))?;
-        self.shared.executor.drivers().cgroups.freeze(self.id, frozen).await.map_err(Error::driver)?;
-        let by = if frozen { "pause" } else { "resume" };
-        let container = self
-            .set(Change::flushed(by).since(began), |container| {
-                container.phase = if frozen { Phase::Paused { init } } else { Phase::Running { init } };
-            })
-            .await?;
+        let cgroups = self.shared.executor.drivers().cgroups.clone();
+        let by = how.by.to_owned();
+        let done = match cgroups.freeze(self.id, reason.is_some()).await.map_err(Error::driver) {
+            Ok(()) => {
+                let set = self.set(how.since(began), |container| match reason {
+                    Some(reason) => container.phase = Phase::Paused { init, reason },
+                    None => {
+                        container.phase = Phase::Running { init };
+                        container.started_by = Some(by);
+                    }
+                });
+                set.await
+            }
+            Err(error) => Err(error),
+        };
+        let container = match done {
+            Ok(container) => container,
+            Err(error) => {
+                // What may be frozen must not be taken for awake.
+                if let Err(back) = cgroups.freeze(self.id, reason.is_none()).await {
+                    tracing::error!(error = &back as &dyn std::error::Error, "it is not as its record says");
+                }
+                return Err(error);
+            }
+        };
+        if reason.is_none() {
+            self.shared.activities.note(self.id, Sign::Start);
+        }
         Ok(Settled::at_rest(container, Timings::new()))
     }
 

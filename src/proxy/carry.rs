@@ -2,7 +2,6 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -31,9 +30,32 @@ where
     C: AsyncRead + AsyncWrite + Unpin,
     U: AsyncRead + AsyncWrite + Unpin,
 {
-    let moved = Arc::new(AtomicU64::new(0));
-    let mut client = Watched { inner: client, moved: Arc::clone(&moved) };
-    let mut upstream = Watched { inner: upstream, moved: Arc::clone(&moved) };
+    carry_telling(client, upstream, early, idle_max, || ()).await
+}
+
+/// As [`carry`]; calls `tell` for every piece that was read from either side.
+///
+/// # Errors
+/// As [`carry`].
+pub(crate) async fn carry_telling<C, U, T>(
+    client: C,
+    upstream: U,
+    early: Early<'_>,
+    idle_max: Duration,
+    tell: T,
+) -> io::Result<(u64, u64)>
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    U: AsyncRead + AsyncWrite + Unpin,
+    T: Fn(),
+{
+    let moved = AtomicU64::new(0);
+    let count = || {
+        moved.fetch_add(1, Ordering::Relaxed);
+        tell();
+    };
+    let mut client = Watched { inner: client, read: &count };
+    let mut upstream = Watched { inner: upstream, read: &count };
     let copy = async {
         upstream.write_all(early.up).await?;
         client.write_all(early.down).await?;
@@ -58,23 +80,23 @@ async fn silence(moved: &AtomicU64, idle_max: Duration) {
     }
 }
 
-/// A stream that counts its reads.
-struct Watched<S> {
+/// A stream that tells of its reads.
+struct Watched<'a, S, F> {
     inner: S,
-    moved: Arc<AtomicU64>,
+    read: &'a F,
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+impl<S: AsyncRead + Unpin, F: Fn()> AsyncRead for Watched<'_, S, F> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let read = Pin::new(&mut self.inner).poll_read(cx, buf);
         if read.is_ready() {
-            self.moved.fetch_add(1, Ordering::Relaxed);
+            (self.read)();
         }
         read
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+impl<S: AsyncWrite + Unpin, F: Fn()> AsyncWrite for Watched<'_, S, F> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.inner).poll_write(cx, buf)
     }

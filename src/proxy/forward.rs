@@ -1,6 +1,5 @@
 //! One request: from its Host to a container and back.
 
-use std::any::Any;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -27,7 +26,7 @@ use super::refusal::{Refusal, wants_html};
 use super::server::Tasks;
 use super::stats::Open;
 use super::tunnel::Tunnel;
-use super::{BUFFER_BYTES_MIN, Found, Proxy, Resolution, Upstream, Visitor};
+use super::{BUFFER_BYTES_MIN, Found, Occupancy, Proxy, Resolution, Upstream, Visitor};
 use crate::domain::host::{HostError, Route};
 
 /// The port that a URL of https leaves out.
@@ -46,7 +45,7 @@ struct Visit {
     upstream: Upstream,
     path: Option<String>,
     woken: Vec<(String, Duration)>,
-    in_use: Option<Box<dyn Any + Send + Sync>>,
+    in_use: Option<Box<dyn Occupancy>>,
 }
 
 /// Why a connection brought no response.
@@ -124,6 +123,9 @@ where
     };
     let slot = Arc::clone(&proxy.tunnels).try_acquire_owned().map_err(|_| Refusal::TunnelsFull)?;
     let (head, upstream_side) = switching(response, wanted);
+    if let Some(in_use) = &mut lease.in_use {
+        in_use.upgraded();
+    }
     let tunnel = Tunnel {
         client,
         upstream: upstream_side,
@@ -197,6 +199,8 @@ impl Proxy {
             Resolution::NotReady { status } => Err(Refusal::NotReady(status)),
             Resolution::Failing { retry_after } => Err(Refusal::Failing(retry_after)),
             Resolution::Crowded => Err(Refusal::Busy),
+            Resolution::QueueFull => Err(Refusal::QueueFull),
+            Resolution::NoRoom => Err(Refusal::NoRoom),
             Resolution::Disabled => Err(Refusal::Disabled),
             Resolution::Expired => Err(Refusal::Expired),
             Resolution::Asleep => Err(Refusal::Asleep),

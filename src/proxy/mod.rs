@@ -42,7 +42,6 @@ mod tests;
 pub mod tls;
 mod tunnel;
 
-use std::any::Any;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
@@ -98,6 +97,10 @@ pub enum Resolution {
     },
     /// As many requests wait for the container as may.
     Crowded,
+    /// As many containers wait to be woken as may.
+    QueueFull,
+    /// A container that cannot be woken because there is no room in memory for it.
+    NoRoom,
     /// An alias that was switched off.
     Disabled,
     /// An alias whose time is over.
@@ -116,13 +119,21 @@ pub struct Found {
     /// The steps of waking the container, where this request had to wait for that, and how long each took.
     pub woken: Vec<(String, Duration)>,
     /// Held until the exchange, or the connection it was upgraded to, has ended: until then the container is in use.
-    pub in_use: Option<Box<dyn Any + Send + Sync>>,
+    pub in_use: Option<Box<dyn Occupancy>>,
 }
 
 impl From<Resolution> for Found {
     fn from(resolution: Resolution) -> Self {
         Self { resolution, path: None, woken: Vec::new(), in_use: None }
     }
+}
+
+/// A container's being used by one exchange, for as long as this is held.
+pub trait Occupancy: fmt::Debug + Send + Sync {
+    /// The exchange was upgraded to a connection.
+    fn upgraded(&mut self);
+    /// The connection carried a byte, either way. Called for each piece: must be quick.
+    fn moved(&self);
 }
 
 /// What is known of a request before it is known where it goes.

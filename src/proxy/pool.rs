@@ -6,7 +6,6 @@
 //!
 //! A connection is either idle in here or in a [`Lease`]; a lease that is dropped, not given back, closes it.
 
-use std::any::Any;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,8 +16,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::Upstream;
 use super::body::RequestBody;
+use super::{Occupancy, Upstream};
 use crate::domain::ContainerId;
 
 /// A connection to a container: where requests go in, and the task that moves its bytes.
@@ -180,7 +179,7 @@ pub(super) struct Lease {
     pub(super) upstream: Upstream,
     pub(super) pool: Arc<Pool>,
     /// Keeps the container awake.
-    pub(super) in_use: Option<Box<dyn Any + Send + Sync>>,
+    pub(super) in_use: Option<Box<dyn Occupancy>>,
     pub(super) _slot: OwnedSemaphorePermit,
 }
 

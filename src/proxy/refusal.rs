@@ -46,6 +46,10 @@ pub(super) enum Refusal {
     NotReady(String),
     #[error("This service keeps failing; it is tried again in a while.")]
     Failing(Duration),
+    #[error("This server is waking as many services as it may; it is tried again in a while.")]
+    QueueFull,
+    #[error("This server has no room in memory to wake this service now; it is tried again in a while.")]
+    NoRoom,
     #[error("This service sleeps.")]
     Asleep,
     #[error("This service has as many requests open as it may.")]
@@ -104,6 +108,8 @@ impl Refusal {
             Self::NotRunning(_) => face(StatusCode::SERVICE_UNAVAILABLE, "CONTAINER_NOT_RUNNING", RETRY_LATER),
             Self::NotReady(_) => face(StatusCode::SERVICE_UNAVAILABLE, "CONTAINER_NOT_READY", RETRY_SOON),
             Self::Failing(rest) => face(StatusCode::SERVICE_UNAVAILABLE, "CONTAINER_FAILING", Some(*rest)),
+            Self::QueueFull => face(StatusCode::SERVICE_UNAVAILABLE, "WAKE_QUEUE_FULL", RETRY_LATER),
+            Self::NoRoom => face(StatusCode::SERVICE_UNAVAILABLE, "NO_ROOM_TO_WAKE", RETRY_LATER),
             Self::Asleep => face(StatusCode::NO_CONTENT, "CONTAINER_ASLEEP", None),
             Self::Busy => face(StatusCode::SERVICE_UNAVAILABLE, "CONTAINER_BUSY", RETRY_SOON),
             Self::TunnelsFull => face(StatusCode::SERVICE_UNAVAILABLE, "TOO_MANY_TUNNELS", RETRY_LATER),
@@ -176,8 +182,9 @@ impl Refusal {
     fn html(&self, face: &Face, request_id: &str) -> String {
         let reason = face.status.canonical_reason().unwrap_or("Error");
         // A page of somebody who waits loads itself again.
-        let again =
-            if matches!(self, Self::NotReady(_)) { "<meta http-equiv=\"refresh\" content=\"1\">\n" } else { "" };
+        let waits = matches!(self, Self::NotReady(_) | Self::Failing(_) | Self::QueueFull | Self::NoRoom);
+        let after = face.retry_after.filter(|_| waits).map(|after| after.as_secs().max(1));
+        let again = after.map_or(String::new(), |s| format!("<meta http-equiv=\"refresh\" content=\"{s}\">\n"));
         // No field here comes from the request or the container.
         format!(
             "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n\
@@ -220,6 +227,15 @@ mod tests {
                 "retryable": true, "request_id": "abc", "data": {"status": "stopped"},
             })
         );
+    }
+
+    #[test]
+    fn a_page_of_somebody_who_waits_loads_itself_again() {
+        let page = |refusal: Refusal| refusal.html(&refusal.face(), "id");
+        assert!(page(Refusal::NotReady("starting".into())).contains("http-equiv=\"refresh\" content=\"1\""));
+        let failing = page(Refusal::Failing(Duration::from_secs(8)));
+        assert!(failing.contains("content=\"8\"") && failing.contains("keeps failing"), "{failing}");
+        assert!(!page(Refusal::NotRunning("stopped".into())).contains("http-equiv"));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
-use super::carry::{Early, carry};
+use super::carry::{Early, carry_telling};
 use super::io::ClientIo;
 use super::pool::Lease;
 use super::stats::Open;
@@ -60,7 +60,8 @@ impl Tunnel {
         let (client, early_up) = stream_of::<ClientIo<TokioIo<S>>>(client)?;
         let (upstream, early_down) = stream_of::<TokioIo<TcpStream>>(upstream)?;
         let early = Early { up: &early_up, down: &early_down };
-        carry(client.into_inner().into_inner(), upstream.into_inner(), early, self.idle_max).await
+        let moved = || self.lease.in_use.iter().for_each(|in_use| in_use.moved());
+        carry_telling(client.into_inner().into_inner(), upstream.into_inner(), early, self.idle_max, moved).await
     }
 }
 

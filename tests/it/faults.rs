@@ -192,7 +192,8 @@ impl Bed {
         let options = PoolOptions { path: config.pool_path(), size: Bytes::gib(1), label: config.instance.to_string() };
         let pool = open_pool(options).await.unwrap();
         let layout = Layout { pool: pool.layout.clone(), data: config.data_dir.clone() };
-        let real = daemon::drivers(&config, &layout, &pool, Doors { dns: 5300, relay: 5301 }).await.unwrap();
+        let real =
+            daemon::drivers(&config, &layout, &pool, Doors { dns: 5300, relay: 5301, keepalive: 5302 }).await.unwrap();
         let helper = Path::new(env!("CARGO_BIN_EXE_tenantry"));
         let inner = HelperRuntime::with_helper(&config.run_dir, helper).unwrap();
         let assassin = Arc::new(Assassin { inner, at: Mutex::default() });
@@ -218,6 +219,8 @@ impl Bed {
             containers_max: None,
             firewall_policy: None,
             limits: Default::default(),
+            idle_timeout_s: None,
+            idle_action: Default::default(),
         };
         let project = service.create_project(new).await.unwrap().id;
         let (service, pool) = (Some(service), Some(pool));

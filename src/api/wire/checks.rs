@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use jiff::Timestamp;
 
-use super::settings::LimitsBody;
+use super::settings::{ActivityBody, LimitsBody};
 use crate::api::error::ApiError;
 use crate::domain::container::{
     COMMAND_BYTES_MAX, COMMAND_WORDS_MAX, COMMENT_CHARS_MAX, EnvChange, ExternalId, LABELS_MAX, LabelChange,
@@ -15,7 +15,8 @@ use crate::domain::container::{
 };
 use crate::domain::policy::{PolicyName, PolicyNameError};
 use crate::domain::{
-    Bytes, BytesPerSecond, Confinement, ContainerName, CpuMillis, EnvError, EnvKey, EnvVars, Pids, Secret,
+    ActivityPatch, Bytes, BytesPerSecond, Confinement, ContainerName, CpuMillis, EnvError, EnvKey, EnvVars, IdleAction,
+    Pids, Secret,
 };
 
 /// Characters of a label's key, at most.
@@ -219,6 +220,34 @@ pub(super) fn idle_timeout(seconds: u32) -> Result<u32, ApiError> {
     }
 }
 
+pub(super) fn idle_action(text: String) -> Result<IdleAction, ApiError> {
+    text.parse().map_err(|error| ApiError::invalid("idle_action", error))
+}
+
+/// What counts as use: under a change null makes it what it is in a new container, else it is the same as left out.
+pub(super) fn activity_given(field: Option<Option<ActivityBody>>, nulls: Nulls) -> Result<ActivityPatch, ApiError> {
+    match (field, nulls) {
+        (None, _) | (Some(None), Nulls::LeftOut) => Ok(ActivityPatch::default()),
+        (Some(None), Nulls::Refused) => Ok(ActivityPatch::DEFAULTS),
+        (Some(Some(body)), _) => activity(body),
+    }
+}
+
+fn activity(body: ActivityBody) -> Result<ActivityPatch, ApiError> {
+    let seconds = |seconds: u32| match seconds {
+        0 => Err(ApiError::invalid("activity.connection_idle", "at least 1 second, or null for no bound")),
+        seconds => Ok(seconds),
+    };
+    Ok(ActivityPatch {
+        requests: body.requests,
+        connections: body.connections,
+        connection_idle_s: map_inner(body.connection_idle, seconds)?,
+        exec: body.exec,
+        keepalive: body.keepalive,
+        cpu: map_inner(body.cpu, |number| cores("activity.cpu", number))?,
+    })
+}
+
 pub(super) fn policy(name: String) -> Result<PolicyName, ApiError> {
     name.parse().map_err(|error: PolicyNameError| ApiError::invalid("firewall_policy", error.to_string()))
 }
@@ -246,7 +275,7 @@ pub(super) fn limits(body: LimitsBody) -> Result<LimitsPatch, ApiError> {
     let bytes = |name, field, min| map_inner(field, |number| between(name, number, min, i64::MAX as u64).map(Bytes));
     let rate = |name, field| map_inner(field, |number| between(name, number, 1, i64::MAX as u64).map(BytesPerSecond));
     Ok(LimitsPatch {
-        cpu: map_inner(body.cpu, cores)?,
+        cpu: map_inner(body.cpu, |number| cores("limits.cpu", number))?,
         memory: bytes("limits.memory", body.memory, MEMORY_BYTES_MIN)?,
         disk: bytes("limits.disk", body.disk, 1)?,
         ramdisk: bytes("limits.ramdisk", body.ramdisk, 1)?,
@@ -260,12 +289,12 @@ pub(super) fn limits(body: LimitsBody) -> Result<LimitsPatch, ApiError> {
     })
 }
 
-pub(super) fn cores(cores: f64) -> Result<CpuMillis, ApiError> {
+pub(super) fn cores(field: &'static str, cores: f64) -> Result<CpuMillis, ApiError> {
     if cores.is_finite() && CPU_CORES.contains(&cores) {
         Ok(CpuMillis((cores * 1000.0).round() as u32))
     } else {
         let (min, max) = (CPU_CORES.start(), CPU_CORES.end());
-        Err(ApiError::invalid("limits.cpu", format!("{min} to {max} cores are wanted")))
+        Err(ApiError::invalid(field, format!("{min} to {max} cores are wanted")))
     }
 }
 

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 
 use crate::api::page::Pagination;
 use crate::domain::container::Transition;
-use crate::domain::{Container, Desired, EnvVars, Limits};
+use crate::domain::{ActivitySources, Container, Desired, EnvVars, Limits};
 use crate::lifecycle::Stats;
 
 /// A container.
@@ -81,6 +81,10 @@ pub struct ContainerView {
     pub firewall_policy: String,
     /// Seconds of silence before it is put to sleep; null: never.
     pub idle_timeout: Option<u32>,
+    /// What that is: stop or pause.
+    pub idle_action: &'static str,
+    /// What counts as use.
+    pub activity: ActivityView,
     /// Whether a request to its URL starts it where it is stopped.
     pub wake_on_request: bool,
     /// Whether copies take its rules along by default.
@@ -100,7 +104,7 @@ pub struct ContainerView {
     pub ready_at: Option<Timestamp>,
     /// When a request or a command last began or ended; null: not since the daemon began.
     pub last_activity_at: Option<Timestamp>,
-    /// What it was last started by: create, start, restart, request.
+    /// What it was last started or thawed by: create, start, restart, resume, request.
     pub last_woken_by: Option<String>,
     /// Why it is awake, for people; null where it is not.
     pub why_awake: Option<String>,
@@ -132,6 +136,31 @@ pub struct LimitsView {
     pub disk_write_bps: Option<u64>,
     pub net_rx_bps: Option<u64>,
     pub net_tx_bps: Option<u64>,
+}
+
+/// What counts as use of a container.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, ToSchema)]
+#[allow(missing_docs, reason = "each field is the one of the same name in ActivityBody")]
+pub struct ActivityView {
+    pub requests: bool,
+    pub connections: bool,
+    pub connection_idle: Option<u32>,
+    pub exec: bool,
+    pub keepalive: bool,
+    pub cpu: Option<f64>,
+}
+
+impl From<ActivitySources> for ActivityView {
+    fn from(sources: ActivitySources) -> Self {
+        Self {
+            requests: sources.requests,
+            connections: sources.connections,
+            connection_idle: sources.connection_idle_s,
+            exec: sources.exec,
+            keepalive: sources.keepalive,
+            cpu: sources.cpu.map(|cpu| f64::from(cpu.0) / 1000.0),
+        }
+    }
 }
 
 /// What a view needs that is not in the record.
@@ -233,6 +262,8 @@ impl ContainerView {
             limits: settings.limits.into(),
             firewall_policy: settings.firewall_policy.to_string(),
             idle_timeout: settings.idle_timeout_s,
+            idle_action: settings.idle_action.as_str(),
+            activity: settings.activity.into(),
             wake_on_request: settings.wake_on_request,
             template: settings.template,
             labels: settings.labels.clone(),

@@ -30,6 +30,8 @@ fn container() -> Container {
             network: None,
             access: None,
             idle_timeout_s: None,
+            idle_action: Default::default(),
+            activity: Default::default(),
             wake_on_request: true,
             template: false,
             labels: BTreeMap::new(),

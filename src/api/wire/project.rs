@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::checks::{color, limits, map, map_inner, policy};
+use super::checks::{color, idle_action, idle_timeout, limits, map, map_inner, policy};
 use super::container::LimitsView;
 use super::settings::LimitsBody;
 use super::{nullable, nullable_object, unheeded};
@@ -33,6 +33,10 @@ pub struct CreateProject {
     #[serde(default, deserialize_with = "nullable_object")]
     #[schema(value_type = Option<LimitsBody>)]
     pub limits: Option<Option<LimitsBody>>,
+    /// Seconds of silence before containers that are made in it are put to sleep; null: never.
+    pub idle_timeout: Option<u32>,
+    /// What that is: `stop` or `pause` (stop).
+    pub idle_action: Option<String>,
     #[schema(ignore)]
     realm_ids: Option<Value>,
 }
@@ -59,6 +63,14 @@ pub struct ChangeProject {
     #[serde(default, deserialize_with = "nullable_object")]
     #[schema(value_type = Option<LimitsBody>)]
     pub limits: Option<Option<LimitsBody>>,
+    /// Seconds of silence before containers that are made in it are put to sleep; null: never. Those that are there keep theirs.
+    #[serde(default, deserialize_with = "nullable")]
+    #[schema(value_type = Option<u32>)]
+    pub idle_timeout: Option<Option<u32>>,
+    /// What that is: `stop` or `pause`; null: stop.
+    #[serde(default, deserialize_with = "nullable")]
+    #[schema(value_type = Option<String>)]
+    pub idle_action: Option<Option<String>>,
     #[schema(ignore)]
     realm_ids: Option<Value>,
 }
@@ -98,6 +110,8 @@ impl CreateProject {
             containers_max: self.max_containers,
             firewall_policy: map(self.firewall_policy, policy)?,
             limits: limits_change(self.limits)?.apply(Limits::default()),
+            idle_timeout_s: map(self.idle_timeout, idle_timeout)?,
+            idle_action: map(self.idle_action, idle_action)?.unwrap_or_default(),
         };
         Ok((new, warnings))
     }
@@ -118,6 +132,8 @@ impl ChangeProject {
             containers_max: self.max_containers,
             firewall_policy: map_inner(self.firewall_policy, policy)?,
             limits: limits_change(self.limits)?,
+            idle_timeout_s: map_inner(self.idle_timeout, idle_timeout)?,
+            idle_action: map_inner(self.idle_action, idle_action)?.map(Option::unwrap_or_default),
         };
         Ok((patch, warnings))
     }
@@ -138,6 +154,10 @@ pub struct ProjectView {
     pub firewall_policy: Option<String>,
     /// Limits of containers that are made in it, over the host's; null: the host's.
     pub limits: LimitsView,
+    /// Seconds of silence before containers that are made in it are put to sleep; null: never.
+    pub idle_timeout: Option<u32>,
+    /// What that is: stop or pause.
+    pub idle_action: &'static str,
     /// How many it has.
     pub container_count: u64,
     /// Whether it is being removed.
@@ -162,6 +182,8 @@ impl ProjectView {
             max_containers: project.containers_max,
             firewall_policy: project.firewall_policy.as_ref().map(ToString::to_string),
             limits: project.limits.into(),
+            idle_timeout: project.idle_timeout_s,
+            idle_action: project.idle_action.as_str(),
             container_count,
             deleting: project.deleting,
             generation: project.generation,
@@ -196,7 +218,7 @@ mod tests {
 
     use super::*;
     use crate::api::extract::from_json;
-    use crate::domain::Pids;
+    use crate::domain::{IdleAction, Pids};
 
     fn create(body: Value) -> Result<(NewProject, Vec<String>), ApiError> {
         from_json::<CreateProject>(body.to_string().as_bytes())?.into_request()
@@ -222,6 +244,8 @@ mod tests {
             ("firewall_policy", json!("../etc")),
             ("limits", json!("x")),
             ("limits", json!([])),
+            ("idle_timeout", json!(0)),
+            ("idle_action", json!("hibernate")),
         ] {
             let mut body = json!({ "alias": "shop" });
             body[field] = value.clone();
@@ -250,6 +274,10 @@ mod tests {
         assert_eq!(new.firewall_policy.map(|policy| policy.to_string()).as_deref(), Some("web"));
         assert_eq!(new.limits, Limits { pids: Some(Pids(9)), ..Limits::default() });
         assert_eq!(create(json!({"alias": "a", "limits": null})).unwrap().0.limits, Limits::default());
+        let (new, _) = create(json!({"alias": "a", "idle_timeout": 60, "idle_action": "pause"})).unwrap();
+        assert_eq!((new.idle_timeout_s, new.idle_action), (Some(60), IdleAction::Pause));
+        let (patch, _) = change(json!({"idle_timeout": null, "idle_action": null})).unwrap();
+        assert_eq!((patch.idle_timeout_s, patch.idle_action), (Some(None), Some(IdleAction::Stop)));
         let (patch, _) = change(json!({"firewall_policy": null, "limits": {"pids": null}})).unwrap();
         assert_eq!(patch.firewall_policy, Some(None));
         assert_eq!(patch.limits, LimitsPatch { pids: Some(None), ..Default::default() });

@@ -53,6 +53,14 @@ macro_rules! bodies {
             #[serde(default, deserialize_with = "nullable")]
             #[schema(value_type = Option<u32>)]
             idle_timeout: Option<Option<u32>>,
+            /// What that is: `stop`, or `pause`, which keeps its memory and goes on in milliseconds (stop).
+            #[serde(default, deserialize_with = "nullable")]
+            #[schema(value_type = Option<String>)]
+            idle_action: Option<Option<String>>,
+            /// What counts as use, one by one; null: as in a new container.
+            #[serde(default, deserialize_with = "nullable_object")]
+            #[schema(value_type = Option<ActivityBody>)]
+            activity: Option<Option<ActivityBody>>,
             /// Whether a request to its URL starts it where it is stopped (true).
             #[serde(default, deserialize_with = "nullable")]
             #[schema(value_type = Option<bool>)]
@@ -138,6 +146,8 @@ macro_rules! bodies {
                     limits: self.limits.take(),
                     firewall_policy: self.firewall_policy.take(),
                     idle_timeout: self.idle_timeout.take(),
+                    idle_action: self.idle_action.take(),
+                    activity: self.activity.take(),
                     wake_on_request: self.wake_on_request.take(),
                     external_id: self.external_id.take(),
                     template: self.template.take(),
@@ -231,6 +241,28 @@ pub struct LimitsBody {
     pub(super) net_tx_bps: Option<Option<u64>>,
 }
 
+/// What counts as use of a container. A field that is left out stays as it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ActivityBody {
+    /// Requests to its URLs (true); one that is open is never cut off.
+    pub(super) requests: Option<bool>,
+    /// Upgraded connections while they are open (true).
+    pub(super) connections: Option<bool>,
+    /// A connection without a byte either way for so many seconds counts no longer; null: for as long as it is open.
+    #[serde(default, deserialize_with = "nullable")]
+    #[schema(value_type = Option<u32>)]
+    pub(super) connection_idle: Option<Option<u32>>,
+    /// Commands that the API runs in it (true).
+    pub(super) exec: Option<bool>,
+    /// Calls to `http://169.254.1.1/keepalive` from inside (true).
+    pub(super) keepalive: Option<bool>,
+    /// More than so many cores used counts, 0.001–4096; null: it does not.
+    #[serde(default, deserialize_with = "nullable")]
+    #[schema(value_type = Option<f64>)]
+    pub(super) cpu: Option<Option<f64>>,
+}
+
 /// The fields that all three bodies have. The outer `None`: left out; the inner: null.
 #[derive(Debug, Default)]
 struct SettingsFields {
@@ -242,6 +274,8 @@ struct SettingsFields {
     limits: Option<Option<LimitsBody>>,
     firewall_policy: Option<Option<String>>,
     idle_timeout: Option<Option<u32>>,
+    idle_action: Option<Option<String>>,
+    activity: Option<Option<ActivityBody>>,
     wake_on_request: Option<Option<bool>>,
     external_id: Option<Option<String>>,
     template: Option<Option<bool>>,
@@ -267,6 +301,8 @@ impl SettingsFields {
             network: NetworkChange::Keep,
             access: AccessChange::Keep,
             idle_timeout_s: map_inner(self.idle_timeout, idle_timeout)?,
+            idle_action: map(solid("idle_action", self.idle_action, nulls)?, idle_action)?,
+            activity: activity_given(self.activity, nulls)?,
             wake_on_request: solid("wake_on_request", self.wake_on_request, nulls)?,
             template: solid("template", self.template, nulls)?,
             labels: labels_given(self.labels, maps, nulls)?,

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::super::activity::Use;
 use super::super::error::Error;
 use super::super::requests::{DiskUse, Stats};
 use super::super::strays::{self, Stray};
@@ -149,7 +150,7 @@ impl Service {
     pub async fn exec(&self, id: ContainerId, request: ExecRequest) -> Result<ExecOutcome, Error> {
         use crate::sys::runtime::RuntimeError;
         let container = self.container(id)?;
-        let _in_use = self.enter(id);
+        let _in_use = self.enter(id, Use::Exec);
         let Phase::Running { init } = container.phase else { return Err(Error::NotRunning(container.status())) };
         match self.drivers().runtime.exec(id, init, &request).await {
             Ok(outcome) => Ok(outcome),

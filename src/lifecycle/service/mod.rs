@@ -22,7 +22,7 @@ use super::error::Error;
 use super::execute::{Drivers, Executor};
 use super::ledger::Ledger;
 use super::recover::{self, Report};
-use super::supervisor::Shared;
+use super::supervisor::{Bounds, Shared};
 use crate::config::Config;
 use crate::domain::alias::Standing;
 use crate::domain::firewall::Told;
@@ -32,6 +32,7 @@ use crate::domain::{Container, ContainerId, Limits, Receipt, ReceiptId};
 use crate::store::Records;
 use crate::store::journal::RunJournal;
 use crate::sys::folders::Layout;
+use crate::sys::host::memory_total;
 use crate::sys::nft::FirewallError;
 
 pub use aliases::Named;
@@ -72,7 +73,7 @@ impl Service {
         let uploads = layout.uploads();
         let executor = Executor::new(drivers, records, journal, layout, config.users.uid_base);
         let inner = Inner {
-            shared: Shared::new(ledger, executor, policies, config.net.subnet),
+            shared: Shared::new(ledger, executor, policies, bounds(config)),
             names,
             server_name: config.server_name.clone(),
             defaults: config.limits.limits(),
@@ -126,6 +127,12 @@ impl Service {
         self.drivers().firewall.unload().await.map_err(Error::driver)?;
         self.drivers().cgroups.remove_parent().await.map_err(Error::driver)?;
         Ok(true)
+    }
+
+    /// What is beneath, for tests that do what only the daemon's own tasks do.
+    #[cfg(test)]
+    pub(in crate::lifecycle) fn shared(&self) -> &Arc<Shared> {
+        &self.inner.shared
     }
 
     fn ledger(&self) -> &Ledger {
@@ -210,6 +217,14 @@ impl Service {
     pub fn receipt_of(&self, id: ContainerId) -> Option<ReceiptId> {
         self.ledger().receipt_of(id)
     }
+}
+
+fn bounds(config: &Config) -> Bounds {
+    let awake_memory_max = config.awake.memory.of(memory_total);
+    if let Some(max) = awake_memory_max {
+        tracing::info!(%max, "the awake may hold so much memory together");
+    }
+    Bounds { subnet: config.net.subnet, starts: config.starts, awake_memory_max }
 }
 
 /// A worker that went away with a caller's reply: only when the daemon ends.

@@ -30,6 +30,8 @@ impl Service {
             containers_max: new.containers_max,
             firewall_policy: new.firewall_policy,
             limits: new.limits,
+            idle_timeout_s: new.idle_timeout_s,
+            idle_action: new.idle_action,
             deleting: false,
             generation: 1,
             created_at: now,
@@ -77,6 +79,12 @@ impl Service {
             }
             if let Some(policy) = patch.firewall_policy {
                 project.firewall_policy = policy;
+            }
+            if let Some(timeout_s) = patch.idle_timeout_s {
+                project.idle_timeout_s = timeout_s;
+            }
+            if let Some(action) = patch.idle_action {
+                project.idle_action = action;
             }
             project.limits = patch.limits.apply(project.limits);
         })

@@ -109,6 +109,18 @@ impl Cgroups for KernelCgroups {
         .await
     }
 
+    async fn memory(&self, ids: Vec<ContainerId>) -> Result<Vec<(ContainerId, Bytes)>, CgroupError> {
+        self.run(move |groups| {
+            let look = |id| groups.memory(id).transpose().map(|memory| memory.map(|memory| (id, memory)));
+            ids.into_iter().filter_map(look).collect()
+        })
+        .await
+    }
+
+    async fn reclaim(&self, id: ContainerId) -> Result<(), CgroupError> {
+        self.run(move |groups| groups.reclaim(id)).await
+    }
+
     async fn freeze(&self, id: ContainerId, frozen: bool) -> Result<(), CgroupError> {
         self.run(move |groups| groups.freeze(id, frozen)).await
     }
@@ -283,6 +295,37 @@ impl Groups {
             pids: need_number(&self.folder(id, "pids")?.join("pids.current"))?,
             oom_kills: read_key(&folder.join("memory.events"), "oom_kill")?,
         })
+    }
+
+    fn memory(&self, id: ContainerId) -> Result<Option<Bytes>, CgroupError> {
+        let folder = self.folder(id, "memory")?;
+        let (held, inactive) = match self.layout.version() {
+            Version::V1 => ("memory.usage_in_bytes", "total_inactive_file"),
+            Version::V2 => ("memory.current", "inactive_file"),
+        };
+        let held = need_number(&folder.join(held));
+        match held.and_then(|held| Ok((held, read_key(&folder.join("memory.stat"), inactive)?))) {
+            Ok((held, inactive)) => Ok(Some(Bytes(held.saturating_sub(inactive)))),
+            Err(CgroupError::Io { source, .. }) if gone(&source) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The kernel goes on for as long as it makes progress, and says `EAGAIN` where it took less than was asked: that is no error
+    /// here. `force_empty` (cgroup-v1/memory.rst) does the same to a group that has tasks.
+    fn reclaim(&self, id: ContainerId) -> Result<(), CgroupError> {
+        let folder = self.folder(id, "memory")?;
+        let done = match self.layout.version() {
+            Version::V1 => write(&folder.join("memory.force_empty"), "0"),
+            Version::V2 => {
+                let held = need_number(&folder.join("memory.current"))?;
+                write(&folder.join("memory.reclaim"), &held.to_string())
+            }
+        };
+        match done {
+            Err(CgroupError::Io { source, .. }) if source.raw_os_error() == Some(libc::EAGAIN) => Ok(()),
+            done => done,
+        }
     }
 
     fn alarms(&self, id: ContainerId) -> Result<Option<Alarms>, CgroupError> {

@@ -153,6 +153,12 @@ pub trait Cgroups: Send + Sync + std::fmt::Debug {
     /// What the limits of these containers have led to; one without a cgroup is left out. For all at once, since it is asked
     /// every second.
     async fn alarms(&self, ids: Vec<ContainerId>) -> Result<Vec<(ContainerId, Alarms)>, CgroupError>;
+    /// Memory that these containers hold, less inactive page cache; one without a cgroup is left out. For all at once, since it is
+    /// asked every second.
+    async fn memory(&self, ids: Vec<ContainerId>) -> Result<Vec<(ContainerId, Bytes)>, CgroupError>;
+    /// Has the kernel take back what it can of a container's memory without losing anything: page cache, for a tenant never swaps.
+    /// Its tasks may run meanwhile; they read from the disk again.
+    async fn reclaim(&self, id: ContainerId) -> Result<(), CgroupError>;
     /// Stops or goes on with every task, and waits until the kernel says so.
     async fn freeze(&self, id: ContainerId, frozen: bool) -> Result<(), CgroupError>;
     /// Kills what is in the container's cgroups (thawing them), waits until they are empty, removes them. Idempotent.

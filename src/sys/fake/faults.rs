@@ -171,6 +171,12 @@ impl Cgroups for Faulty<dyn Cgroups> {
     async fn alarms(&self, ids: Vec<ContainerId>) -> Result<Vec<(ContainerId, Alarms)>, CgroupError> {
         self.inner.alarms(ids).await
     }
+    async fn memory(&self, ids: Vec<ContainerId>) -> Result<Vec<(ContainerId, Bytes)>, CgroupError> {
+        self.inner.memory(ids).await
+    }
+    async fn reclaim(&self, id: ContainerId) -> Result<(), CgroupError> {
+        self.inner.reclaim(id).await
+    }
     async fn freeze(&self, id: ContainerId, frozen: bool) -> Result<(), CgroupError> {
         self.at("cgroups.freeze", CgroupError::Injected, self.inner.freeze(id, frozen)).await
     }

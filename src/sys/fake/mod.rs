@@ -39,6 +39,10 @@ struct State {
     logs: BTreeMap<ContainerId, Vec<u8>>,
     cgroups: BTreeMap<ContainerId, Limits>,
     alarms: BTreeMap<ContainerId, Alarms>,
+    frozen: BTreeSet<ContainerId>,
+    reclaimed: BTreeSet<ContainerId>,
+    memory: BTreeMap<ContainerId, Bytes>,
+    cpu_us: BTreeMap<ContainerId, u64>,
     disk_used: Bytes,
     links: BTreeMap<Slot, Link>,
     chains: BTreeMap<Slot, Arc<Ruleset>>,
@@ -109,6 +113,28 @@ impl FakeHost {
     /// What a container's limits have led to from now on.
     pub fn alarm(&self, id: ContainerId, alarms: Alarms) {
         self.state().alarms.insert(id, alarms);
+    }
+
+    /// What a container holds in memory from now on, for as long as it runs.
+    pub fn hold_memory(&self, id: ContainerId, held: Bytes) {
+        self.state().memory.insert(id, held);
+    }
+
+    /// What a container has used of the processor by now, in microseconds.
+    pub fn use_cpu(&self, id: ContainerId, cpu_us: u64) {
+        self.state().cpu_us.insert(id, cpu_us);
+    }
+
+    /// Whether a container has a process that is not frozen.
+    pub fn goes(&self, id: ContainerId) -> bool {
+        let state = self.state();
+        let alive = state.inits.values().any(|process| process.id == id && process.exit.borrow().is_none());
+        alive && !state.frozen.contains(&id)
+    }
+
+    /// Whether a container's cache was asked back.
+    pub fn is_reclaimed(&self, id: ContainerId) -> bool {
+        self.state().reclaimed.contains(&id)
     }
 
     /// What every rootfs holds from now on.
@@ -286,7 +312,9 @@ impl Cgroups for FakeHost {
     async fn usage(&self, id: ContainerId) -> Result<Option<Usage>, CgroupError> {
         let state = self.state();
         let oom_kills = state.alarms.get(&id).map_or(0, |alarms| alarms.oom_kills);
-        Ok(state.cgroups.get(&id).map(|limits| Usage { memory_limit: limits.memory, oom_kills, ..Usage::default() }))
+        let cpu_us = state.cpu_us.get(&id).copied().unwrap_or(0);
+        let usage = |limits: &Limits| Usage { cpu_us, memory_limit: limits.memory, oom_kills, ..Usage::default() };
+        Ok(state.cgroups.get(&id).map(usage))
     }
 
     async fn alarms(&self, ids: Vec<ContainerId>) -> Result<Vec<(ContainerId, Alarms)>, CgroupError> {
@@ -295,8 +323,28 @@ impl Cgroups for FakeHost {
         Ok(ids.iter().filter(|id| state.cgroups.contains_key(id)).map(|id| (*id, of(id))).collect())
     }
 
-    async fn freeze(&self, id: ContainerId, _frozen: bool) -> Result<(), CgroupError> {
-        self.state().cgroups.get(&id).map(drop).ok_or_else(|| no_cgroup(id))
+    async fn memory(&self, ids: Vec<ContainerId>) -> Result<Vec<(ContainerId, Bytes)>, CgroupError> {
+        let state = self.state();
+        let of = |id: &ContainerId| state.memory.get(id).copied().unwrap_or(Bytes(0));
+        Ok(ids.iter().filter(|id| state.cgroups.contains_key(id)).map(|id| (*id, of(id))).collect())
+    }
+
+    async fn reclaim(&self, id: ContainerId) -> Result<(), CgroupError> {
+        let mut state = self.state();
+        state.cgroups.get(&id).map(drop).ok_or_else(|| no_cgroup(id))?;
+        state.reclaimed.insert(id);
+        Ok(())
+    }
+
+    async fn freeze(&self, id: ContainerId, frozen: bool) -> Result<(), CgroupError> {
+        let mut state = self.state();
+        state.cgroups.get(&id).map(drop).ok_or_else(|| no_cgroup(id))?;
+        if frozen {
+            state.frozen.insert(id);
+        } else {
+            state.frozen.remove(&id);
+        }
+        Ok(())
     }
 
     async fn remove(&self, id: ContainerId) -> Result<(), CgroupError> {
@@ -304,6 +352,8 @@ impl Cgroups for FakeHost {
         state.end(id, Exit::Signal(libc::SIGKILL));
         state.cgroups.remove(&id);
         state.alarms.remove(&id);
+        state.frozen.remove(&id);
+        state.reclaimed.remove(&id);
         Ok(())
     }
 
@@ -410,6 +460,10 @@ impl Runtime for FakeHost {
         if !state.subvolumes.contains_key(&launch.rootfs) || !state.bundles.contains(&id) {
             let step = "map the rootfs".to_owned();
             return Err(RuntimeError::Step { id, step, message: "no rootfs or no bundle".to_owned() });
+        }
+        if state.inits.values().any(|process| process.id == id && process.exit.borrow().is_none()) {
+            let message = "it has a process already".to_owned();
+            return Err(RuntimeError::Step { id, step: "create init".to_owned(), message });
         }
         state.next += 1;
         let pid = state.next as i32;

@@ -139,6 +139,11 @@ impl Facts {
     }
 }
 
+/// The host's memory; `None` where it does not say.
+pub fn memory_total() -> Option<Bytes> {
+    kibibytes(&text("/proc/meminfo")?, "MemTotal:")
+}
+
 fn text(path: impl AsRef<Path>) -> Option<String> {
     std::fs::read_to_string(path).ok()
 }
@@ -268,6 +273,11 @@ fn drain(stream: Option<impl Read>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_host_has_memory() {
+        assert!(memory_total().is_some_and(|total| total > Bytes::mib(64)));
+    }
 
     #[test]
     fn this_host_can_be_read() {

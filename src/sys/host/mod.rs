@@ -8,7 +8,7 @@ mod judge;
 
 use std::path::PathBuf;
 
-pub use facts::{Facts, PoolPlace, SYSCTLS};
+pub use facts::{Facts, PoolPlace, SYSCTLS, memory_total};
 pub use judge::judge;
 
 /// How bad a finding is.
