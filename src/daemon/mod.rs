@@ -26,7 +26,7 @@ use crate::acme::{Acme, AcmeConfig};
 use crate::config::{AcmeChallenge, Config, ConfigError};
 use crate::domain::Bytes;
 use crate::egress::dns::{Lookup, Resolver, ResolverConfig};
-use crate::egress::{Dialer, Relay, RelayConfig};
+use crate::egress::{Dialer, Keepalive, Relay, RelayConfig};
 use crate::lifecycle::{ALARM_LOOK_MS, Drivers, Error, Report, Service};
 use crate::proxy::tls::{Certificates, FolderError, Tls, TlsConfig, TlsError};
 use crate::proxy::{Challenges, Door, Proxy, ProxyConfig, TrustedProxies};
@@ -307,11 +307,13 @@ fn serve_tenants(
     let tenants = Arc::new(tenants::Table::new(service.clone()));
     let dialer = Dialer::new(config.net.subnet, config.relay.allow_local_proxies);
     let resolver = Resolver::new(bounds, dialer.clone(), tenants.clone(), tenants.clone());
-    let relay = Relay::new(&relayed, dialer, tenants);
+    let relay = Relay::new(&relayed, dialer, tenants.clone());
+    let keepalive = Keepalive::new(tenants.clone(), tenants);
     let changes = service.ways_out();
     async move {
         let resolving = resolver.serve(gateway.dns_udp, gateway.dns_tcp, shutdown.clone());
-        tokio::join!(resolving, relay.serve(gateway.relay, changes, shutdown));
+        let relaying = relay.serve(gateway.relay, changes, shutdown.clone());
+        tokio::join!(resolving, relaying, keepalive.serve(gateway.keepalive, shutdown));
     }
 }
 

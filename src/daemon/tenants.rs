@@ -1,11 +1,13 @@
 //! Whose an address is, and what it may reach, for what serves tenants on their gateway.
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use async_trait::async_trait;
 
+use crate::domain::ContainerId;
 use crate::domain::firewall::Told;
-use crate::egress::{Gate, Tenant, Tenants};
+use crate::egress::{Gate, Keeper, Kept, Tenant, Tenants};
 use crate::lifecycle::Service;
 use crate::sys::nft::FirewallError;
 
@@ -34,5 +36,15 @@ impl Tenants for Table {
 impl Gate for Table {
     async fn open(&self, tenant: Ipv4Addr, told: Told) -> Result<(), FirewallError> {
         self.service.tell_firewall(tenant, told).await
+    }
+}
+
+impl Keeper for Table {
+    fn keep(&self, id: ContainerId, time: Duration) -> Kept {
+        match self.service.container(id) {
+            Ok(container) if !container.settings.activity.keepalive => Kept::SwitchedOff,
+            Ok(_) if self.service.keep_awake(id, time) => Kept::Awake,
+            _ => Kept::TooLate,
+        }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! tenant ──► 169.254.1.1:53 ──(firewall)──► dns ───► name servers
+//!        ──► 169.254.1.1:80 ──(firewall)──► keepalive
 //!        ──► anywhere, TCP ───(firewall)──► relay ─► dial ─► the tenant's proxy     where its `network` names one
 //! ```
 //!
@@ -18,6 +19,7 @@
 
 mod dial;
 pub mod dns;
+mod keepalive;
 mod places;
 mod rates;
 mod relay;
@@ -36,6 +38,7 @@ use crate::sys::nft::FirewallError;
 use places::Place;
 
 pub use dial::Dialer;
+pub use keepalive::{Keepalive, Keeper, Kept};
 pub use relay::{Relay, RelayConfig};
 
 /// Pause after an error of a socket itself, so that its loop does not spin, in milliseconds.

@@ -34,6 +34,8 @@ pub struct Doors {
     pub dns: u16,
     /// Where the TCP of tenants with a proxy leads.
     pub relay: u16,
+    /// Where tenants' port 80 leads: they ask there to be kept awake.
+    pub keepalive: u16,
 }
 
 /// A port of the gateway address that cannot be listened on.
@@ -58,17 +60,20 @@ pub struct GatewaySockets {
     pub dns_tcp: TcpListener,
     /// Connections that go on through a proxy.
     pub relay: TcpListener,
+    /// Calls that ask to be kept awake.
+    pub keepalive: TcpListener,
 }
 
 impl GatewaySockets {
-    /// Binds them; 0 is any port that is free. Needs a tokio runtime.
+    /// Binds them; 0 is any port that is free, and so is that of the keepalive calls. Needs a tokio runtime.
     ///
     /// # Errors
     /// A port that is taken.
     pub fn bind(dns: u16, relay: u16) -> Result<Self, GatewayError> {
         let (dns_tcp, dns_udp) = pair(dns).map_err(failed("tenants' DNS", dns))?;
         let relay = listener(GATEWAY, relay).map_err(failed("tenants' connections", relay))?;
-        Ok(Self { dns_udp, dns_tcp, relay })
+        let keepalive = listener(GATEWAY, 0).map_err(failed("tenants' keepalive calls", 0))?;
+        Ok(Self { dns_udp, dns_tcp, relay, keepalive })
     }
 
     /// Where they are.
@@ -76,7 +81,11 @@ impl GatewaySockets {
     /// # Errors
     /// The kernel's answer.
     pub fn doors(&self) -> io::Result<Doors> {
-        Ok(Doors { dns: self.dns_udp.local_addr()?.port(), relay: self.relay.local_addr()?.port() })
+        Ok(Doors {
+            dns: self.dns_udp.local_addr()?.port(),
+            relay: self.relay.local_addr()?.port(),
+            keepalive: self.keepalive.local_addr()?.port(),
+        })
     }
 }
 

@@ -1,7 +1,7 @@
 //! The way to the daemon's own sockets: what a tenant may reach on this host, and nothing beside it.
 //!
 //! ```text
-//!  prerouting (nat)  from a tenant to 169.254.1.1:53 ─► 169.254.1.1:<port of this daemon>
+//!  prerouting (nat)  from a tenant to 169.254.1.1:53 or :80 ─► 169.254.1.1:<ports of this daemon>
 //!  to-host ─► doors  led here? not too often? ─► accepted
 //!  input             to those ports from anybody else: dropped
 //! ```
@@ -42,6 +42,8 @@ const CALLERS_FLOWS: &str = "callers-flows";
 
 /// DNS (RFC 1035, 4.2).
 pub(super) const DNS_PORT: u16 = 53;
+/// Where a tenant asks to be kept awake.
+pub(super) const KEEPALIVE_PORT: u16 = 80;
 /// Priority of chains that change destinations: `dstnat` of nft(8).
 const PRIORITY_DSTNAT: i32 = -100;
 pub(super) const PREROUTING: &str = "prerouting";
@@ -71,19 +73,23 @@ impl Renderer {
             ..Set::default()
         })));
         batch.add(self.base_chain(PREROUTING, NfChainType::NAT, NfHook::Prerouting, PRIORITY_DSTNAT));
-        for protocol in ["udp", "tcp"] {
-            let asked = vec![self.sent_by_tenants(Operator::EQ), to_gateway(), to_port(protocol, DNS_PORT)];
-            batch.add(self.rule(PREROUTING, asked.into_iter().chain([lead_to(doors.dns)]).collect(), None));
+        let ways =
+            [("udp", DNS_PORT, doors.dns), ("tcp", DNS_PORT, doors.dns), ("tcp", KEEPALIVE_PORT, doors.keepalive)];
+        for (protocol, asked, door) in ways {
+            let asked = vec![self.sent_by_tenants(Operator::EQ), to_gateway(), to_port(protocol, asked)];
+            batch.add(self.rule(PREROUTING, asked.into_iter().chain([lead_to(door)]).collect(), None));
         }
         let led = |protocol, port| vec![was_led(), to_gateway(), to_port(protocol, port)];
         self.too_often(batch, led("udp", doors.dns));
-        self.too_often(batch, [led("tcp", doors.dns), vec![is_new()]].concat());
-        self.too_often(batch, [led("tcp", doors.relay), vec![is_new()]].concat());
-        // Those to the relay have passed the tenant's own chain, which counts them.
-        for protocol in ["udp", "tcp"] {
-            self.too_many(batch, [led(protocol, doors.dns), vec![is_new()]].concat());
+        let tcp = [doors.dns, doors.relay, doors.keepalive];
+        for port in tcp {
+            self.too_often(batch, [led("tcp", port), vec![is_new()]].concat());
         }
-        for (protocol, port) in [("udp", doors.dns), ("tcp", doors.dns), ("tcp", doors.relay)] {
+        // Those to the relay have passed the tenant's own chain, which counts them.
+        for (protocol, port) in [("udp", doors.dns), ("tcp", doors.dns), ("tcp", doors.keepalive)] {
+            self.too_many(batch, [led(protocol, port), vec![is_new()]].concat());
+        }
+        for (protocol, port) in [("udp", doors.dns)].into_iter().chain(tcp.map(|port| ("tcp", port))) {
             let accepted = [led(protocol, port), vec![Statement::Accept(None)]].concat();
             batch.add(self.rule(DOORS, accepted, None));
             let strangers = vec![self.sent_by_tenants(Operator::NEQ), to_gateway(), to_port(protocol, port)];
@@ -163,7 +169,7 @@ mod tests {
     fn the_doors() {
         let renderer = Renderer::new("lab".parse().unwrap(), "10.201.0.0/16".parse().unwrap());
         let mut batch = Batch::default();
-        renderer.with_doors(Doors { dns: 5300, relay: 5301 }).doors(&mut batch);
+        renderer.with_doors(Doors { dns: 5300, relay: 5301, keepalive: 5302 }).doors(&mut batch);
         insta::assert_snapshot!(batch.lines());
     }
 

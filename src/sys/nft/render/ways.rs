@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!  prerouting, before destinations change
-//!    from a blocked tenant ─► blocked: an answer to who called it, else dropped
-//!    from a relayed tenant ─► relayed: an answer? a question for the resolver? else TCP to the outside alone ─► out-<slot>, its own rules
+//!    from a blocked tenant ─► blocked: an answer to who called it, a call to be kept awake, else dropped
+//!    from a relayed tenant ─► relayed: an answer? a call to be kept awake? a question for the resolver? else TCP to the outside alone ─► out-<slot>, its own rules
 //!  prerouting, where they change
 //!    from a relayed tenant, TCP ─► 169.254.1.1:<the relay's port>; the kernel keeps the address it had
 //! ```
@@ -18,7 +18,7 @@ use nftables::stmt::{Operator, Reject, RejectType, Statement};
 use nftables::types::{NfChainType, NfFamily, NfHook};
 
 use super::base::LINK_LOCAL;
-use super::doors::{DNS_PORT, PREROUTING, ct, lead_to, to_gateway, to_port, was_led};
+use super::doors::{DNS_PORT, KEEPALIVE_PORT, PREROUTING, ct, lead_to, to_gateway, to_port, was_led};
 use super::words::{by_interface, goto, matches, meta, payload, prefix, text};
 use super::{Batch, EGRESS, Renderer};
 use crate::domain::Slot;
@@ -80,10 +80,12 @@ impl Renderer {
             (WAYS, vec![from(BLOCKED), goto(BLOCKED)]),
             (WAYS, vec![from(RELAYED), goto(RELAYED)]),
             (BLOCKED, vec![is_answer(), accept()]),
+            (BLOCKED, vec![to_gateway(), to_port("tcp", KEEPALIVE_PORT), accept()]),
             (BLOCKED, vec![drop()]),
             (RELAYED, vec![is_answer(), accept()]),
             (RELAYED, vec![to_gateway(), to_port("udp", DNS_PORT), accept()]),
             (RELAYED, vec![to_gateway(), to_port("tcp", DNS_PORT), accept()]),
+            (RELAYED, vec![to_gateway(), to_port("tcp", KEEPALIVE_PORT), accept()]),
             (RELAYED, vec![tcp(Operator::NEQ), drop()]),
             (RELAYED, vec![matches(to_this_host, Operator::EQ, text("local")), drop()]),
             (RELAYED, vec![within(prefix(LINK_LOCAL.0, LINK_LOCAL.1)), drop()]),
@@ -129,8 +131,11 @@ mod tests {
     use crate::sys::gateway::Doors;
 
     fn renderer() -> Renderer {
-        Renderer::new("lab".parse().unwrap(), "10.201.0.0/16".parse().unwrap())
-            .with_doors(Doors { dns: 5300, relay: 5301 })
+        Renderer::new("lab".parse().unwrap(), "10.201.0.0/16".parse().unwrap()).with_doors(Doors {
+            dns: 5300,
+            relay: 5301,
+            keepalive: 5302,
+        })
     }
 
     #[test]
