@@ -101,7 +101,7 @@ impl Table {
 
     /// Waits until the container is awake; it is in use for as long as the answer is held.
     async fn awake(&self, id: ContainerId, port: NonZeroU16, is_quiet: bool) -> Found {
-        let in_use = self.service.enter(id, Use::Request);
+        let in_use = self.service.enter(id, if is_quiet { Use::Probe } else { Use::Request });
         let mut woken = None;
         for _look in 0..LOOKS_MAX {
             let Ok(container) = self.service.container(id) else { return Resolution::Unknown.into() };

@@ -55,6 +55,8 @@ impl Clock {
 pub enum Use {
     /// A request, until its response has ended.
     Request,
+    /// A request that wakes nobody, such as a probe's: it is not cut off, and keeps nobody awake for longer than it lasts.
+    Probe,
     /// An upgraded connection, until it closes.
     Connection,
     /// A command, until it ends.
@@ -62,7 +64,7 @@ pub enum Use {
 }
 
 /// How many kinds of them there are.
-const USES: usize = 3;
+const USES: usize = 4;
 
 /// What a container was last used by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,11 +86,12 @@ pub enum Sign {
 impl Sign {
     const ALL: [Self; 6] = [Self::Request, Self::Connection, Self::Exec, Self::Start, Self::Keepalive, Self::Cpu];
 
-    const fn of(usage: Use) -> Self {
+    const fn of(usage: Use) -> Option<Self> {
         match usage {
-            Use::Request => Self::Request,
-            Use::Connection => Self::Connection,
-            Use::Exec => Self::Exec,
+            Use::Request => Some(Self::Request),
+            Use::Probe => None,
+            Use::Connection => Some(Self::Connection),
+            Use::Exec => Some(Self::Exec),
         }
     }
 
@@ -137,7 +140,7 @@ impl Activity {
         let silent = Duration::from_millis(now_ms.saturating_sub(self.last(Sign::Connection)));
         let lease = sources.connections && sources.connection_idle().is_none_or(|idle| silent < idle);
         Open {
-            requests: self.inside(Use::Request),
+            requests: self.inside(Use::Request) + self.inside(Use::Probe),
             connections: if lease { self.inside(Use::Connection) } else { 0 },
             commands: if sources.exec { self.inside(Use::Exec) } else { 0 },
         }
@@ -161,14 +164,16 @@ impl InUse {
     /// It is another use from now on: a request has become a connection. At no moment it is none.
     pub fn become_use(&mut self, usage: Use) {
         let before = std::mem::replace(&mut self.usage, usage);
-        self.activity.note(Sign::of(usage), self.clock.now_ms());
+        self.stir();
         self.activity.inside[usage as usize].fetch_add(1, Ordering::SeqCst);
         self.activity.inside[before as usize].fetch_sub(1, Ordering::SeqCst);
     }
 
     /// Something happened in it: a byte went.
     pub fn stir(&self) {
-        self.activity.note(Sign::of(self.usage), self.clock.now_ms());
+        if let Some(sign) = Sign::of(self.usage) {
+            self.activity.note(sign, self.clock.now_ms());
+        }
     }
 }
 
@@ -240,8 +245,9 @@ impl Activities {
     pub fn enter(&self, id: ContainerId, usage: Use) -> InUse {
         let activity = self.of(id);
         activity.inside[usage as usize].fetch_add(1, Ordering::SeqCst);
-        activity.note(Sign::of(usage), self.clock.now_ms());
-        InUse { activity, clock: self.clock, usage }
+        let in_use = InUse { activity, clock: self.clock, usage };
+        in_use.stir();
+        in_use
     }
 
     /// Closes the door of a container that nobody has used for so long; `None`: somebody has.
@@ -371,6 +377,17 @@ mod tests {
         assert_eq!(activities.usage(ID, &limited).open.connections, 0);
         let limited = ActivitySources { connection_idle_s: Some(60), ..ALL };
         assert!(activities.close(ID, &limited, Duration::ZERO).is_none(), "a byte went not long ago");
+    }
+
+    #[test]
+    fn a_probe_is_not_cut_off_and_does_not_begin_the_silence_anew() {
+        let activities = Activities::default();
+        std::thread::sleep(Duration::from_millis(30));
+        let probe = activities.enter(ID, Use::Probe);
+        assert!(activities.close(ID, &ALL, Duration::ZERO).is_none());
+        drop(probe);
+        assert!(activities.usage(ID, &ALL).since >= Duration::from_millis(30));
+        assert!(activities.close(ID, &ALL, Duration::from_millis(30)).is_some());
     }
 
     #[test]

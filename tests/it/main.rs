@@ -16,6 +16,7 @@ mod firewall_api;
 mod firewall_many;
 mod floors;
 mod hosts;
+mod idle;
 mod images;
 mod limits;
 mod main_job;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::super::activity::Use;
 use super::super::error::Error;
-use super::super::requests::{DiskUse, Stats};
+use super::super::requests::{DiskUse, STOP_GRACE_S_DEFAULT, Stats};
 use super::super::strays::{self, Stray};
 use super::Service;
 use crate::domain::container::Transition;
@@ -19,6 +19,10 @@ use crate::sys::folders::LogPart;
 use crate::sys::nft::Inspection;
 use crate::sys::runtime::{ExecOutcome, ExecRequest};
 
+/// How long a command waits for a sleep to be over that has begun, in seconds: longer than a container may take to stop.
+const SLEEP_WAIT_S_MAX: u64 = 2 * STOP_GRACE_S_DEFAULT;
+/// Between two looks whether it is, in milliseconds.
+const SLEEP_LOOK_MS: u64 = 5;
 /// A sample that is older says nothing of now, in seconds.
 const SAMPLE_AGE_S_MAX: u64 = 60;
 /// Between the two samples of a container that was not looked at lately, in milliseconds.
@@ -149,8 +153,14 @@ impl Service {
     /// No such container, it is not running, there is no such program in it.
     pub async fn exec(&self, id: ContainerId, request: ExecRequest) -> Result<ExecOutcome, Error> {
         use crate::sys::runtime::RuntimeError;
+        self.container(id)?;
+        let in_use = self.enter(id, Use::Exec);
+        // One that is being put to sleep may give way to this; its phase says so when that is over.
+        let deadline = Instant::now() + Duration::from_secs(SLEEP_WAIT_S_MAX);
+        while in_use.is_closing() && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(SLEEP_LOOK_MS)).await;
+        }
         let container = self.container(id)?;
-        let _in_use = self.enter(id, Use::Exec);
         let Phase::Running { init } = container.phase else { return Err(Error::NotRunning(container.status())) };
         match self.drivers().runtime.exec(id, init, &request).await {
             Ok(outcome) => Ok(outcome),
