@@ -4,6 +4,8 @@
 //! suits one machine, so that `tenantry serve` alone works; an unknown key is refused by its name. The environment is
 //! handed in by the caller and read nowhere else.
 
+mod awake;
+
 use std::collections::HashMap;
 use std::fmt::Display;
 use std::net::SocketAddr;
@@ -12,11 +14,13 @@ use std::str::FromStr;
 
 use ipnetwork::IpNetwork;
 use serde::de::Error as _;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::domain::dns::{NAME_SERVERS_MAX, NameServer};
 use crate::domain::host::{CustomDomain, HostNames, Scheme};
 use crate::domain::{Bytes, BytesPerSecond, CpuMillis, Instance, Limits, Pids, Slot, Subnet, slot};
+
+pub use awake::{Awake, MemoryShare, Starts};
 
 /// What variables of the environment start with.
 pub const ENV_PREFIX: &str = "TENANTRY_";
@@ -32,13 +36,6 @@ const DNS_QUERIES_PER_S: std::ops::RangeInclusive<u32> = 1..=400;
 
 /// Networks of proxies whose word is taken, at most.
 pub const TRUSTED_PROXIES_MAX: usize = 16;
-
-/// The most containers that start at once.
-const STARTS_AT_ONCE_MAX: usize = 64;
-/// The most that may be woken a second.
-const WAKES_PER_S_MAX: usize = 10_000;
-/// The most that may wait for it: as many as a host can have.
-const WAKE_QUEUE_MAX: usize = 65_536;
 
 /// Connections that one tenant may have through its proxy at once.
 const RELAY_CONNECTIONS: std::ops::RangeInclusive<usize> = 1..=8192;
@@ -270,77 +267,6 @@ pub struct Users {
     pub uid_base: u32,
 }
 
-/// How many containers are started at once, and how fast requests wake them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Starts {
-    /// Made or started at once, by requests and by the API, 1–64.
-    pub at_once: usize,
-    /// Of these by requests, 1–64: what is left is free for the API in any herd.
-    pub wakes_at_once: usize,
-    /// Woken by requests a second, at most, 1–10000.
-    pub wakes_per_second: u32,
-    /// Containers that wait to be woken, 1–65536; those of one project take half of the places at most.
-    pub queue: usize,
-}
-
-/// What containers that are awake may hold together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Awake {
-    /// Memory, such as `6GiB`, or a share of the host's, such as `80%`; beyond it the longest unused sleep first. `0`: no bound.
-    pub memory: MemoryShare,
-}
-
-/// A size, or a share of the host's memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MemoryShare {
-    /// So many bytes; 0: no bound.
-    Size(Bytes),
-    /// Percent of the host's, 1–100.
-    Percent(u8),
-}
-
-impl MemoryShare {
-    /// As bytes; `None`: no bound, or the host's memory is not known.
-    pub fn of(self, total: impl FnOnce() -> Option<Bytes>) -> Option<Bytes> {
-        match self {
-            Self::Size(Bytes(0)) => None,
-            Self::Size(bytes) => Some(bytes),
-            Self::Percent(percent) => total().map(|total| Bytes(total.0 / 100 * u64::from(percent))),
-        }
-    }
-}
-
-impl Serialize for MemoryShare {
-    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Size(bytes) => to.collect_str(bytes),
-            Self::Percent(percent) => to.collect_str(&format_args!("{percent}%")),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for MemoryShare {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Raw {
-            Number(u64),
-            Text(String),
-        }
-        let text = match Raw::deserialize(from)? {
-            Raw::Number(bytes) => return Ok(Self::Size(Bytes(bytes))),
-            Raw::Text(text) => text,
-        };
-        match text.strip_suffix('%').map(|number| number.trim().parse()) {
-            Some(Ok(percent @ 1..=100)) => Ok(Self::Percent(percent)),
-            Some(_) => Err(D::Error::custom(format!("`{text}` is not 1% to 100%"))),
-            None => text.parse().map(Self::Size).map_err(D::Error::custom),
-        }
-    }
-}
-
 /// Limits of a container that names none. `0` lifts one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -480,20 +406,6 @@ impl Proxy {
     }
 }
 
-impl Default for Starts {
-    /// For two cores: a start is mostly work of one, and more at once only make each slower.
-    fn default() -> Self {
-        Self { at_once: 8, wakes_at_once: 6, wakes_per_second: 100, queue: 4_096 }
-    }
-}
-
-impl Default for Awake {
-    /// What is left is the kernel's, the daemon's and the page cache's: without it a herd would end in the kernel killing.
-    fn default() -> Self {
-        Self { memory: MemoryShare::Percent(80) }
-    }
-}
-
 impl Default for Dns {
     fn default() -> Self {
         Self { upstreams: Vec::new(), port: 0, queries_per_second: 100 }
@@ -607,7 +519,7 @@ impl Config {
             let (min, max) = (RELAY_CONNECTIONS.start(), RELAY_CONNECTIONS.end());
             return wrong("relay.connections", format!("{} is not {min} to {max}", self.relay.connections));
         }
-        self.validate_starts()?;
+        self.starts.validate()?;
         if self.users.uid_base < slot::IDS_PER_SLOT || self.last_slot().0 == 0 {
             return wrong("users.uid_base", format!("{} leaves no room for 65536 ids a slot", self.users.uid_base));
         }
@@ -628,17 +540,6 @@ impl Config {
         Ok(())
     }
 
-    fn validate_starts(&self) -> Result<(), ConfigError> {
-        let Starts { at_once, wakes_at_once, wakes_per_second, queue } = self.starts;
-        let within = |key, number: usize, max: usize| match (1..=max).contains(&number) {
-            true => Ok(()),
-            false => Err(ConfigError::Value { key, problem: format!("{number} is not 1 to {max}") }),
-        };
-        within("starts.at_once", at_once, STARTS_AT_ONCE_MAX)?;
-        within("starts.wakes_at_once", wakes_at_once, STARTS_AT_ONCE_MAX)?;
-        within("starts.wakes_per_second", wakes_per_second as usize, WAKES_PER_S_MAX)?;
-        within("starts.queue", queue, WAKE_QUEUE_MAX)
-    }
 
     /// The highest slot that has both an address in the subnet and 65536 ids below 2^32.
     pub fn last_slot(&self) -> Slot {
@@ -750,14 +651,6 @@ mod tests {
         assert_eq!(of(&format!("{redirect}\nscheme = 'http'\npublic_port = 80")), (Http, 80, Http, Some(8443)));
     }
 
-    #[test]
-    fn the_awake_may_hold_a_size_or_a_share_of_what_the_host_has() {
-        let memory = |text: &str| load(&format!("[awake]\nmemory = {text}"), &[]).unwrap().awake.memory;
-        let total = || Some(Bytes::gib(10));
-        assert_eq!(memory("'50%'").of(total), Some(Bytes(Bytes::gib(10).0 / 100 * 50)));
-        assert_eq!(memory("'6GiB'").of(total), Some(Bytes::gib(6)));
-        assert_eq!((memory("0").of(total), memory("'50%'").of(|| None)), (None, None));
-    }
 
     #[test]
     fn an_unknown_key_is_refused_by_its_name() {

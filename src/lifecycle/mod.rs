@@ -23,6 +23,7 @@ mod aliases;
 mod bundle;
 mod catalog;
 mod directory;
+mod drowse;
 mod erasure;
 mod error;
 mod execute;

@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use tokio::sync::oneshot;
 
+use super::drowse::Drowse;
 use super::supervisor::Shared;
-use super::worker::{Command, Drowse};
+use super::worker::Command;
 use crate::domain::{Bytes, Container, ContainerId, PauseReason, Phase};
 
 /// What is kept for a container until it is counted; less where its limit is.

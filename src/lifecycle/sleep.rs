@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::activity::Sign;
+use super::drowse::Drowse;
 use super::supervisor::Shared;
-use super::worker::{Command, Drowse};
+use super::worker::Command;
 use crate::domain::{Container, ContainerId, CpuMillis, Phase};
 
 /// Between two looks, in milliseconds: what a container may stay awake longer than it says.

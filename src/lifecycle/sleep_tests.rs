@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use super::drowse::Drowse;
 use super::requests::*;
 use super::tests::{Lab, eventually, started, until};
-use super::worker::{Command, Drowse};
+use super::worker::Command;
 use super::{NotAwake, Service, Use, Wanted};
 use crate::config::{Awake, MemoryShare, Starts};
 use crate::domain::container::SettingsPatch;

@@ -14,13 +14,14 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{oneshot, watch};
 
+use super::drowse::Waking;
 use super::error::Error;
 use super::execute::Timings;
 use super::ready::Readiness;
 use super::room::Reserved;
 use super::starts::{Full, Permit};
 use super::supervisor::Shared;
-use super::worker::{Command, Settled, Waking};
+use super::worker::{Command, Settled};
 use crate::domain::ContainerId;
 
 /// Requests that wait for one container to wake.

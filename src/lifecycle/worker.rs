@@ -14,21 +14,18 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::Instrument;
 
 use super::activity::Sign;
+use super::drowse::{Drowse, Waking};
 use super::error::Error;
 use super::execute::{Target, Timings};
 use super::ledger::Change;
 use super::plan::{Make, Origin, Plan, Remove};
 use super::ready::{self, Readiness};
-use super::requests::{ContainerPatch, STOP_GRACE_S_DEFAULT};
-use super::room;
+use super::requests::ContainerPatch;
 use super::rules::{RulesChange, RulesChanged};
 use super::starts::Permit;
 use super::supervisor::Shared;
-use super::wake::BY_REQUEST;
 use crate::domain::network::way_out;
-use crate::domain::{
-    Container, ContainerId, Desired, Exit, IdleAction, Init, PauseReason, Phase, Receipt, StopReason, Verb,
-};
+use crate::domain::{Container, ContainerId, Desired, Exit, Init, PauseReason, Phase, Receipt, StopReason, Verb};
 use crate::sys::netlink::Rates;
 use crate::sys::runtime::{Delivery, Pins, Resized};
 
@@ -53,27 +50,9 @@ pub struct Settled {
 
 impl Settled {
     /// Nothing is to be waited for.
-    const fn at_rest(container: Arc<Container>, timings: Timings) -> Self {
+    pub(super) const fn at_rest(container: Arc<Container>, timings: Timings) -> Self {
         Self { container, ready: None, timings }
     }
-}
-
-/// What asking a container to wake came to.
-#[derive(Debug)]
-pub enum Waking {
-    /// It runs, or was thawed, or was started.
-    Awake(Settled),
-    /// It has to be started, which wants a permit.
-    Asleep,
-}
-
-/// Why a container is put to sleep.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Drowse {
-    /// Nobody has used it for its `idle_timeout`.
-    Unused,
-    /// The memory is wanted for others, and nobody uses it.
-    ForRoom,
 }
 
 type Reply<T> = oneshot::Sender<Result<T, Error>>;
@@ -162,7 +141,7 @@ pub struct Worker {
     busy: Arc<AtomicBool>,
     hurry: watch::Receiver<bool>,
     /// Whether the port of the init that runs accepts.
-    ready: Option<watch::Receiver<Readiness>>,
+    pub(super) ready: Option<watch::Receiver<Readiness>>,
 }
 
 impl Worker {
@@ -206,7 +185,7 @@ impl Worker {
         self.shared.ledger.directory().container(self.id)
     }
 
-    fn init(&self) -> Option<Init> {
+    pub(super) fn init(&self) -> Option<Init> {
         self.record().ok().and_then(|container| container.phase.init())
     }
 
@@ -245,7 +224,11 @@ impl Worker {
         self.record().map_or(true, |container| container.receipt.is_some())
     }
 
-    async fn set(&self, how: Change<'_>, change: impl FnOnce(&mut Container) + Send) -> Result<Arc<Container>, Error> {
+    pub(super) async fn set(
+        &self,
+        how: Change<'_>,
+        change: impl FnOnce(&mut Container) + Send,
+    ) -> Result<Arc<Container>, Error> {
         let change = |container: &mut Container| {
             change(container);
             Ok(())
@@ -311,7 +294,7 @@ impl Worker {
         Ok(Settled { container, ready, timings })
     }
 
-    fn watch_ready(&mut self) -> watch::Receiver<Readiness> {
+    pub(super) fn watch_ready(&mut self) -> watch::Receiver<Readiness> {
         let ready = ready::watch(self.shared.clone(), self.id);
         self.ready = Some(ready.clone());
         ready
@@ -342,7 +325,7 @@ impl Worker {
         }
     }
 
-    async fn start(&mut self, by: &str, permit: Option<Permit>) -> Result<Settled, Error> {
+    pub(super) async fn start(&mut self, by: &str, permit: Option<Permit>) -> Result<Settled, Error> {
         let began = Instant::now();
         let container = self.record()?;
         let executor = &self.shared.executor;
@@ -370,7 +353,7 @@ impl Worker {
         }
     }
 
-    async fn stop(
+    pub(super) async fn stop(
         &mut self,
         by: &str,
         grace: Option<Duration>,
@@ -393,65 +376,6 @@ impl Worker {
         let mut timings = Timings::from([("end-init".to_owned(), ending.elapsed())]);
         let container = self.let_go(by, began, reason, &mut timings).await?;
         Ok(Settled::at_rest(container, timings))
-    }
-
-    /// Starts a container that is asked for while it is stopped, or lets it go on; where it runs already, says whether its port
-    /// accepts. One that was paused by hand stays so.
-    async fn wake(&mut self, permit: Option<Permit>) -> Result<Waking, Error> {
-        let container = self.record()?;
-        if container.receipt.is_some() || !container.settings.wake_on_request {
-            return Err(Error::NotRunning(container.status()));
-        }
-        let mut settled = match container.phase {
-            Phase::Stopped { .. } if permit.is_none() => return Ok(Waking::Asleep),
-            Phase::Stopped { .. } => self.start(BY_REQUEST, permit).await?,
-            Phase::Paused { reason: PauseReason::Idle, .. } => {
-                let began = Instant::now();
-                let settled = self.freeze(None, Change::lazy(BY_REQUEST)).await?;
-                Settled { timings: Timings::from([("thaw".to_owned(), began.elapsed())]), ..settled }
-            }
-            Phase::Running { .. } => Settled::at_rest(container, Timings::new()),
-            _ => return Err(Error::NotRunning(container.status())),
-        };
-        settled.ready = settled.ready.or_else(|| self.ready.clone()).or_else(|| Some(self.watch_ready()));
-        Ok(Waking::Awake(settled))
-    }
-
-    /// Puts a container to sleep that nobody uses; whether it sleeps then. What cannot be put to sleep now counts as just used, so that
-    /// it is not tried all the while.
-    async fn sleep(&mut self, why: Drowse) -> bool {
-        let Ok(container) = self.record() else { return false };
-        let Some(timeout) = container.settings.idle_timeout() else { return false };
-        let silence = match (why, &container.phase) {
-            _ if container.receipt.is_some() => return false,
-            (Drowse::Unused, Phase::Running { .. }) => timeout,
-            (Drowse::ForRoom, Phase::Running { .. } | Phase::Paused { reason: PauseReason::Idle, .. }) => {
-                room::silence(&container).unwrap_or(timeout)
-            }
-            _ => return false,
-        };
-        let shared = self.shared.clone();
-        let closed = shared.activities.close(self.id, &container.settings.activity, silence);
-        let Some(_closed) = closed else { return false };
-        let grace = Some(Duration::from_secs(STOP_GRACE_S_DEFAULT));
-        let slept = match (why, container.settings.idle_action) {
-            (Drowse::Unused, IdleAction::Pause) => {
-                self.freeze(Some(PauseReason::Idle), Change::lazy("idle")).await.map(|_| shared.reclaim_later(self.id))
-            }
-            (Drowse::Unused, IdleAction::Stop) => {
-                self.stop("idle", grace, Desired::Running, StopReason::Idle).await.map(drop)
-            }
-            (Drowse::ForRoom, _) => self.stop("memory", grace, Desired::Running, StopReason::MadeRoom).await.map(drop),
-        };
-        match &slept {
-            Ok(()) => shared.wakes.well(self.id),
-            Err(error) => {
-                shared.activities.note(self.id, Sign::Start);
-                let error = error as &dyn std::error::Error;
-                tracing::error!(error, "a container that nobody uses cannot be put to sleep");
-            }
-        }
-        slept.is_ok()
     }
 
     /// Ends init: asks first where there is a grace, then kills.
@@ -523,41 +447,6 @@ impl Worker {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
         self.disconnect("exit").await;
-    }
-
-    /// Freezes it for a reason, or lets it go on.
-    async fn freeze(&self, reason: Option<PauseReason>, how: Change<'_>) -> Result<Settled, Error> {
-        let began = Instant::now();
-        let init = self.init().ok_or(Error::NotRunning(self.record()?.status()))?;
-        let cgroups = self.shared.executor.drivers().cgroups.clone();
-        let by = how.by.to_owned();
-        let done = match cgroups.freeze(self.id, reason.is_some()).await.map_err(Error::driver) {
-            Ok(()) => {
-                let set = self.set(how.since(began), |container| match reason {
-                    Some(reason) => container.phase = Phase::Paused { init, reason },
-                    None => {
-                        container.phase = Phase::Running { init };
-                        container.started_by = Some(by);
-                    }
-                });
-                set.await
-            }
-            Err(error) => Err(error),
-        };
-        let container = match done {
-            Ok(container) => container,
-            Err(error) => {
-                // What may be frozen must not be taken for awake.
-                if let Err(back) = cgroups.freeze(self.id, reason.is_none()).await {
-                    tracing::error!(error = &back as &dyn std::error::Error, "it is not as its record says");
-                }
-                return Err(error);
-            }
-        };
-        if reason.is_none() {
-            self.shared.activities.note(self.id, Sign::Start);
-        }
-        Ok(Settled::at_rest(container, Timings::new()))
     }
 
     async fn update(&self, patch: ContainerPatch, if_match: Option<u64>) -> Result<Arc<Container>, Error> {

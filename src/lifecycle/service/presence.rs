@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::super::activity::{InUse, Sign, Usage, Use};
+#[cfg(test)]
+use super::super::drowse::Drowse;
 use super::super::wake::{self, NotAwake, Wanted, Woken};
 #[cfg(test)]
-use super::super::worker::{Command, Drowse};
+use super::super::worker::Command;
 use super::super::{ready, sleep};
 use super::Service;
 use crate::domain::{Container, ContainerId, Phase};
