@@ -94,7 +94,8 @@ impl Worker {
     /// Freezes it for a reason, or lets it go on.
     pub(super) async fn freeze(&self, reason: Option<PauseReason>, how: Change<'_>) -> Result<Settled, Error> {
         let began = Instant::now();
-        let init = self.init().ok_or(Error::NotRunning(self.record()?.status()))?;
+        let before = self.record()?;
+        let init = before.phase.init().ok_or(Error::NotRunning(before.status()))?;
         let cgroups = self.shared.executor.drivers().cgroups.clone();
         let by = how.by.to_owned();
         let done = match cgroups.freeze(self.id, reason.is_some()).await.map_err(Error::driver) {
@@ -114,7 +115,8 @@ impl Worker {
             Ok(container) => container,
             Err(error) => {
                 // What may be frozen must not be taken for awake.
-                if let Err(back) = cgroups.freeze(self.id, reason.is_none()).await {
+                let was_frozen = matches!(before.phase, Phase::Paused { .. });
+                if let Err(back) = cgroups.freeze(self.id, was_frozen).await {
                     tracing::error!(error = &back as &dyn std::error::Error, "it is not as its record says");
                 }
                 return Err(error);

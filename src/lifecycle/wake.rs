@@ -267,7 +267,11 @@ struct Wait {
 /// Has its worker wake it; without a permit only where that takes no start.
 async fn ask(shared: &Arc<Shared>, id: ContainerId, permit: Option<Permit>) -> Result<Waking, NotAwake> {
     let (reply, done) = oneshot::channel();
-    shared.send(id, Command::Wake { permit, reply }).map_err(|_busy_or_closing| NotAwake::Never)?;
+    shared.send(id, Command::Wake { permit, reply }).map_err(|error| match error {
+        // Its worker has as many commands as it may.
+        Error::Busy(_) => NotAwake::Crowded,
+        _ => NotAwake::Never,
+    })?;
     match done.await {
         Ok(Ok(waking)) => Ok(waking),
         Ok(Err(

@@ -185,7 +185,7 @@ impl Worker {
         self.shared.ledger.directory().container(self.id)
     }
 
-    pub(super) fn init(&self) -> Option<Init> {
+    fn init(&self) -> Option<Init> {
         self.record().ok().and_then(|container| container.phase.init())
     }
 
