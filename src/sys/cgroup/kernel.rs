@@ -585,6 +585,15 @@ mod tests {
     ];
 
     #[tokio::test]
+    async fn what_a_group_holds_is_told_for_all_at_once_and_asked_back_whole() {
+        let tree = Tree::new(&[&FILES[..], &[("memory.reclaim", "")]].concat());
+        let held = tree.cgroups().memory(vec![ContainerId::NIL, tree.id]).await.unwrap();
+        assert_eq!(held, [(tree.id, Bytes(4_000_000))], "without inactive page cache, and of those that are there");
+        tree.cgroups().reclaim(tree.id).await.unwrap();
+        assert_eq!(tree.file("memory.reclaim"), "5000000");
+    }
+
+    #[tokio::test]
     async fn limits_are_written_and_lifted() {
         let tree = Tree::new(&FILES);
         let limits = Limits {
