@@ -476,6 +476,12 @@ impl Daemon {
             let _ = child.kill();
             let _ = child.wait();
         }
+        // On v1 what is frozen in one hierarchy dies in none.
+        for group in self.cgroup_parents().iter().flat_map(|parent| folders(parent)) {
+            if group.join("freezer.state").exists() {
+                let _ = fs::write(group.join("freezer.state"), "THAWED");
+            }
+        }
         for parent in self.cgroup_parents() {
             remove_tree(&parent);
         }
