@@ -34,7 +34,7 @@ const CALLER_S: u32 = 10;
 /// Addresses of the largest subnet.
 const CALLERS_MAX: u32 = 65_536;
 
-/// Flows of one tenant that may be open to the resolver at once: every question of a resolver that takes a new port for each, at the
+/// Flows of one tenant that may be open to the daemon at once: every question of a resolver that takes a new port for each, at the
 /// rate that the daemon answers, for the half minute that the kernel remembers a flow of two packets.
 const FLOWS_MAX: u32 = 4_096;
 /// Who has how many.
