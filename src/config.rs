@@ -59,7 +59,7 @@ pub struct Config {
     /// A static busybox, from which the built-in `base` image is made.
     pub busybox: PathBuf,
     /// The REST API.
-    pub api: Listener,
+    pub api: Api,
     /// The proxy in front of the tenants.
     pub proxy: Proxy,
     /// Certificates by ACME.
@@ -82,12 +82,20 @@ pub struct Config {
     pub limits: Defaults,
 }
 
-/// Where a server listens.
+/// The REST API's settings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Listener {
+#[serde(default, deny_unknown_fields)]
+pub struct Api {
     /// Address and port.
     pub listen: SocketAddr,
+    /// Whether `/metrics` is answered without a token.
+    pub metrics_open: bool,
+}
+
+impl Default for Api {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 7070)), metrics_open: false }
+    }
 }
 
 /// The proxy's settings.
@@ -112,6 +120,8 @@ pub struct Proxy {
     /// environment: with commas.
     #[serde(deserialize_with = "one_or_many")]
     pub trusted_proxies: Vec<IpNetwork>,
+    /// Whether each container has a log of what is asked of its URL.
+    pub access_log: bool,
     /// Requests that do not wake a container: 204 while it sleeps, and as any other while it is awake.
     pub quiet: Quiet,
 }
@@ -349,7 +359,7 @@ impl Default for Config {
             run_dir: "/run/tenantry".into(),
             policies_dir: "/etc/tenantry/policies".into(),
             busybox: "/bin/busybox".into(),
-            api: Listener { listen: SocketAddr::from(([127, 0, 0, 1], 7070)) },
+            api: Api::default(),
             proxy: Proxy::default(),
             acme: Acme::default(),
             pool: Pool::default(),
@@ -375,6 +385,7 @@ impl Default for Proxy {
             scheme: None,
             wake_timeout_s: 30,
             trusted_proxies: Vec::new(),
+            access_log: true,
             quiet: Quiet::default(),
         }
     }

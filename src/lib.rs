@@ -8,7 +8,7 @@
 //! | 3 | [`lifecycle`] | what may happen to a container, and how it is undone |
 //! | 2 | [`store`] | records, journals, events |
 //! | 1 | [`sys`] | one driver a folder; the only code that touches the kernel |
-//! | 0 | [`domain`], [`config`] | pure values: ids, quantities, records, policies |
+//! | 0 | [`domain`], [`config`], [`metrics`] | pure values: ids, quantities, records, policies; counts |
 
 pub mod acme;
 pub mod api;
@@ -18,6 +18,7 @@ pub mod daemon;
 pub mod domain;
 pub mod egress;
 pub mod lifecycle;
+pub mod metrics;
 pub mod proxy;
 pub mod store;
 pub mod sys;

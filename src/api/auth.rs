@@ -33,7 +33,11 @@ pub async fn require_token(State(api): State<Api>, mut request: Request, next: N
     }
 }
 
-fn admit(service: &Service, method: &Method, headers: &HeaderMap) -> Result<Caller, ApiError> {
+/// The token of a request, where it may do what the method says.
+///
+/// # Errors
+/// 401 and 403.
+pub(super) fn admit(service: &Service, method: &Method, headers: &HeaderMap) -> Result<Caller, ApiError> {
     let secret = presented(headers)?;
     let token = service.authenticate(secret).map_err(refused)?;
     let caller = Caller(token);

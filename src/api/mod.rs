@@ -10,6 +10,7 @@
 //! - a status code is chosen for an error in [`error`] alone;
 //! - what the domain takes has been checked in [`wire`]; a handler decides nothing.
 
+mod access_log;
 mod aliases;
 mod auth;
 mod containers;
@@ -26,6 +27,7 @@ mod idempotency;
 mod images;
 mod leaks;
 mod logs;
+mod metrics;
 mod network;
 mod openapi;
 mod page;
@@ -46,6 +48,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::lifecycle::{Names, Service};
 
+pub use metrics::Monitoring;
 pub use server::serve;
 
 /// Where the API's routes lie.
@@ -57,11 +60,20 @@ pub struct Api {
     names: Arc<dyn Names>,
     keys: Arc<idempotency::Keys>,
     followers: follow::Followers,
+    requests: Arc<metrics::Requests>,
+    monitoring: Monitoring,
+}
+
+impl Api {
+    fn new(service: Service, names: Arc<dyn Names>, monitoring: Monitoring, shutdown: CancellationToken) -> Self {
+        let followers = follow::Followers::new(shutdown);
+        Self { service, names, keys: Arc::default(), followers, requests: Arc::default(), monitoring }
+    }
 }
 
 /// The whole API over a service; domains are verified by `names`, and answers that would not end by themselves do so at `shutdown`.
-pub fn router(service: Service, names: Arc<dyn Names>, shutdown: CancellationToken) -> Router {
-    routes::build(Api { service, names, keys: Arc::default(), followers: follow::Followers::new(shutdown) })
+pub fn router(service: Service, names: Arc<dyn Names>, monitoring: Monitoring, shutdown: CancellationToken) -> Router {
+    routes::build(Api::new(service, names, monitoring, shutdown))
 }
 
 #[cfg(test)]

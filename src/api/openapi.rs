@@ -11,8 +11,8 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 
 use super::extract::Query;
 use super::{
-    aliases, containers, env, events, exec, firewall, health, images, leaks, logs, network, permissions, projects,
-    receipts, tokens, verbs,
+    access_log, aliases, containers, env, events, exec, firewall, health, images, leaks, logs, metrics, network,
+    permissions, projects, receipts, tokens, verbs,
 };
 
 /// The document.
@@ -30,11 +30,11 @@ use super::{
         network::show, network::replace, network::merge, network::clear, network::start, network::stop,
         permissions::show, permissions::replace, permissions::clear, permissions::set_default, permissions::put_group,
         permissions::put_group_of_type, permissions::remove_group,
-        logs::logs, logs::status_logs, exec::exec, events::list, events::stream, receipts::show, leaks::list,
+        logs::logs, logs::status_logs, access_log::access_log, exec::exec, events::list, events::stream, receipts::show, leaks::list,
         aliases::create, aliases::list, aliases::show, aliases::change, aliases::switch, aliases::verify, aliases::remove,
         images::import, images::list, images::remove,
         tokens::create, tokens::list, tokens::remove,
-        health::healthz, health::readyz, document, page,
+        health::healthz, health::readyz, metrics::metrics, document, page,
     ),
     security(("token" = [])),
     modifiers(&Token, &UniqueIds),

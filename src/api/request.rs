@@ -3,12 +3,13 @@
 use std::time::Instant;
 
 use axum::body::Body;
-use axum::extract::Request;
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use tracing::Instrument;
 
+use super::Api;
 use super::error::ApiError;
 
 /// Bears the request's id, in both directions.
@@ -21,10 +22,12 @@ const REQUEST_ID_CHARS_MAX: usize = 128;
 pub struct RequestId(pub String);
 
 /// Gives a request its id and its span, and an error its body.
-pub async fn frame(mut request: Request, next: Next) -> Response {
+pub async fn frame(State(api): State<Api>, mut request: Request, next: Next) -> Response {
     let id = incoming(request.headers()).unwrap_or_else(generate);
     request.extensions_mut().insert(RequestId(id.clone()));
     let began = Instant::now();
+    let method = request.method().clone();
+    let route = request.extensions().get::<MatchedPath>().cloned();
     // The query is left out: it is the caller's, and may hold what is not for a log.
     let span =
         tracing::info_span!("request", request_id = %id, method = %request.method(), path = request.uri().path());
@@ -36,7 +39,9 @@ pub async fn frame(mut request: Request, next: Next) -> Response {
         if let Ok(value) = HeaderValue::try_from(&id) {
             response.headers_mut().insert(REQUEST_ID, value);
         }
-        let elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let took = began.elapsed();
+        api.requests.note(&method, route.as_ref().map(MatchedPath::as_str), response.status(), took);
+        let elapsed_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         tracing::debug!(status = response.status().as_u16(), elapsed_ms, "answered");
         response
     }

@@ -2,13 +2,13 @@
 
 use axum::Router;
 use axum::http::{Method, StatusCode, Uri};
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodRouter, delete, get, patch, post, put};
 
 use super::error::ApiError;
 use super::{
-    Api, BASE, aliases, auth, containers, env, events, exec, firewall, health, idempotency, images, leaks, logs,
-    network, openapi, permissions, projects, receipts, request, tokens, verbs,
+    Api, BASE, access_log, aliases, auth, containers, env, events, exec, firewall, health, idempotency, images, leaks,
+    logs, metrics, network, openapi, permissions, projects, receipts, request, tokens, verbs,
 };
 
 /// Routes below [`BASE`]; each is given [`auth::require_token`]. A path that ends in a slash is there without it too.
@@ -64,6 +64,7 @@ fn api_routes(api: &Api) -> Vec<(&'static str, MethodRouter<Api>)> {
         ("/containers/{id}/stats", get(containers::stats)),
         ("/containers/{id}/status-logs", get(logs::status_logs)),
         ("/containers/{id}/logs", get(logs::logs)),
+        ("/containers/{id}/access-log", get(access_log::access_log)),
         ("/containers/{id}/exec", post(exec::exec)),
         ("/proxy/aliases", once(post(aliases::create)).get(aliases::list)),
         ("/proxy/aliases/{id}", get(aliases::show).patch(aliases::change).delete(aliases::remove)),
@@ -80,11 +81,12 @@ fn api_routes(api: &Api) -> Vec<(&'static str, MethodRouter<Api>)> {
     ]
 }
 
-/// Routes outside [`BASE`], open to all: nothing of a tenant is in them.
+/// Routes outside [`BASE`], open to all: nothing of a tenant is in them. `/metrics` judges for itself who may read it.
 fn open_routes() -> Vec<(&'static str, MethodRouter<Api>)> {
     vec![
         ("/healthz", get(health::healthz)),
         ("/readyz", get(health::readyz)),
+        ("/metrics", get(metrics::metrics)),
         ("/openapi.json", get(openapi::document)),
         ("/docs", get(openapi::page)),
     ]
@@ -106,7 +108,7 @@ pub(super) fn build(api: Api) -> Router {
     router
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
-        .layer(from_fn(request::frame))
+        .layer(from_fn_with_state(api.clone(), request::frame))
         .with_state(api)
 }
 

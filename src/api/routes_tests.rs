@@ -1,5 +1,4 @@
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use axum::body::Body;
 use axum::http::Request;
@@ -9,22 +8,15 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use super::*;
-use crate::api::follow::Followers;
+use crate::api::Monitoring;
 use crate::api::openapi::document_for_tests;
 use crate::lifecycle::tests::Lab;
 
 /// Over a machine in memory.
 async fn api() -> (Lab, Api) {
     let (lab, service, _) = Lab::new().await;
-    (
-        lab,
-        Api {
-            service,
-            names: Arc::new(super::super::tests::Zone::default()),
-            keys: Arc::default(),
-            followers: Followers::new(CancellationToken::new()),
-        },
-    )
+    let names = Arc::new(super::super::tests::Zone::default());
+    (lab, Api::new(service, names, Monitoring::default(), CancellationToken::new()))
 }
 
 async fn send(method: &str, path: &str, headers: &[(&str, &str)]) -> Response {

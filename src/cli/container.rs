@@ -10,6 +10,7 @@ use futures_util::StreamExt;
 use reqwest::Method;
 use serde_json::{Map, Value, json};
 
+use super::access_log::{self, AccessLogArgs};
 use super::events::Events;
 use super::failure::Failure;
 use super::output::{bytes, cell, line, note, write, write_on};
@@ -101,6 +102,11 @@ pub enum Command {
         #[arg(short, long)]
         follow: bool,
     },
+    /// Print what was asked of a container's URL
+    #[command(
+        after_help = "Examples:\n  tenantry container access-log acme --tail 20\n  tenantry container access-log acme --since 2030-01-31T12:00:00Z --json"
+    )]
+    AccessLog(AccessLogArgs),
     /// Show what a container uses now
     #[command(after_help = "Example:\n  tenantry container stats acme")]
     Stats(One),
@@ -379,12 +385,17 @@ pub async fn run(command: Command, context: &Context) -> anyhow::Result<ExitCode
         Command::Exec(args) => return exec(context, args).await,
         Command::Logs { one, tail, follow: false } => logs(context, &one, tail).await?,
         Command::Logs { one, tail, follow: true } => follow(context, &one, tail).await?,
+        Command::AccessLog(args) => return access_log::run(args, context).await,
         Command::Stats(one) => stats(context, &one).await?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-async fn path(context: &Context, one: &One) -> anyhow::Result<String> {
+/// Where the API has a container.
+///
+/// # Errors
+/// There is none of that name, or more than one.
+pub async fn path(context: &Context, one: &One) -> anyhow::Result<String> {
     let id = resolve::container(context, &one.container, one.within.project.as_deref()).await?;
     Ok(format!("/containers/{id}"))
 }

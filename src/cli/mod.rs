@@ -5,6 +5,7 @@
 //! handed in by `main` and read nowhere else.
 
 mod access;
+mod access_log;
 mod alias;
 mod client;
 mod configuration;

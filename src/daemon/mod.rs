@@ -7,6 +7,7 @@
 //! What cannot work is found before anything is served. A container outlives the daemon: at the end nothing of theirs is
 //! touched, and the next daemon takes them over.
 
+mod access_log;
 mod domains;
 mod routes;
 mod tenants;
@@ -23,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::acme::{Acme, AcmeConfig};
+use crate::api::Monitoring;
 use crate::config::{AcmeChallenge, Config, ConfigError};
 use crate::domain::Bytes;
 use crate::egress::dns::{Lookup, Resolver, ResolverConfig};
@@ -235,11 +237,15 @@ impl Daemon {
         let Self { service, pool, api, proxy: listener, tls, gateway, config, .. } = self;
         let routes = Arc::new(routes::Table::new(service.clone(), &config.proxy));
         let trusted_proxies = TrustedProxies::new(&config.proxy.trusted_proxies);
-        let bounds = ProxyConfig { trusted_proxies, ..ProxyConfig::default() };
+        let access_log = config.proxy.access_log;
+        let bounds = ProxyConfig { trusted_proxies, access_log, ..ProxyConfig::default() };
         let proxy = Proxy::new(config.host_names()?, routes, bounds);
         let beside = TaskTracker::new();
+        let served = CancellationToken::new();
+        beside.spawn(access_log::write(proxy.clone(), service.clone(), served.clone()));
+        let doors = TaskTracker::new();
         let door = Door { scheme: config.proxy.plain_scheme(), https_port: config.proxy.https_port() };
-        beside.spawn(Arc::clone(&proxy).serve_at(listener, door, shutdown.clone()));
+        doors.spawn(Arc::clone(&proxy).serve_at(listener, door, shutdown.clone()));
         if let Some(TlsDoor { listener, certificates, challenges, tls }) = tls {
             if config.acme.enabled {
                 proxy.answer_challenges(Arc::clone(&challenges));
@@ -247,8 +253,13 @@ impl Daemon {
                 beside.spawn(acme.run(shutdown.clone()));
             }
             beside.spawn(certificates.watch(shutdown.clone()));
-            beside.spawn(proxy.serve_tls(listener, tls, shutdown.clone()));
+            doors.spawn(Arc::clone(&proxy).serve_tls(listener, tls, shutdown.clone()));
         }
+        doors.close();
+        beside.spawn(async move {
+            doors.wait().await;
+            served.cancel();
+        });
         beside.spawn(serve_tenants(&config, &service, gateway, shutdown.clone()));
         beside.spawn(watch_idle(service.clone(), shutdown.clone()));
         beside.spawn(trim_logs(service.clone(), shutdown.clone()));
@@ -258,7 +269,8 @@ impl Daemon {
         tracing::info!(api = %config.api.listen, proxy = %config.proxy.listen, "serving");
         let dialer = Dialer::new(config.net.subnet, config.relay.allow_local_proxies);
         let names = Arc::new(Lookup::new(config.dns.upstreams.clone(), dialer));
-        let router = crate::api::router(service.clone(), names, shutdown.clone());
+        let monitoring = Monitoring { open: config.api.metrics_open, sources: vec![proxy] };
+        let router = crate::api::router(service.clone(), names, monitoring, shutdown.clone());
         crate::api::serve(api, router, shutdown).await;
         service.close(Duration::from_secs(CLOSE_S_MAX)).await;
         beside.wait().await;

@@ -113,7 +113,13 @@ impl Table {
                     }
                     let resolution = Resolution::Upstream(upstream);
                     let in_use: Box<dyn Occupancy> = Box::new(in_use);
-                    return Found { resolution, path: None, woken: woken.unwrap_or_default(), in_use: Some(in_use) };
+                    return Found {
+                        resolution,
+                        container: None,
+                        path: None,
+                        woken: woken.unwrap_or_default(),
+                        in_use: Some(in_use),
+                    };
                 }
                 State::Shut(resolution) => return resolution.into(),
                 State::Asleep if is_quiet => return Resolution::Asleep.into(),
@@ -196,7 +202,7 @@ impl Routes for Table {
         match self.find(route, visitor.path) {
             Ok(Place { id, port, path }) => {
                 let found = self.awake(id, port, self.quiet.matches(visitor.path, visitor.agent)).await;
-                Found { path, ..found }
+                Found { container: Some(id), path, ..found }
             }
             Err(resolution) => resolution.into(),
         }

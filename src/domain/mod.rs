@@ -3,6 +3,7 @@
 //! Nothing here reads a file or talks to the kernel; the clock and the random source are read only by `generate`.
 
 pub mod access;
+pub mod access_log;
 pub mod alias;
 pub mod confinement;
 pub mod container;
@@ -27,6 +28,7 @@ pub mod secret;
 pub mod slot;
 pub mod token;
 
+pub use access_log::AccessLine;
 pub use alias::ProxyAlias;
 pub use confinement::Confinement;
 pub use container::{Container, Settings, SettingsPatch};

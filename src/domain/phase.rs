@@ -135,6 +135,10 @@ pub enum Status {
 }
 
 impl Status {
+    /// Every one.
+    pub const ALL: [Self; 6] =
+        [Self::Creating, Self::Running, Self::Paused, Self::Stopped, Self::Failed, Self::Deleting];
+
     /// The word in the API.
     pub const fn as_str(self) -> &'static str {
         match self {

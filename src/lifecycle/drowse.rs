@@ -71,6 +71,7 @@ impl Worker {
         let closed = shared.activities.close(self.id, &container.settings.activity, silence);
         let Some(_closed) = closed else { return false };
         let grace = Some(Duration::from_secs(STOP_GRACE_S_DEFAULT));
+        let began = Instant::now();
         let slept = match (why, container.settings.idle_action) {
             (Drowse::Unused, IdleAction::Pause) => {
                 self.freeze(Some(PauseReason::Idle), Change::lazy("idle")).await.map(|_| shared.reclaim_later(self.id))
@@ -80,6 +81,7 @@ impl Worker {
             }
             (Drowse::ForRoom, _) => self.stop("memory", grace, Desired::Running, StopReason::MadeRoom).await.map(drop),
         };
+        self.note("sleep", began, &slept);
         match &slept {
             Ok(()) => shared.wakes.well(self.id),
             Err(error) => {

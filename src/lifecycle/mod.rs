@@ -29,6 +29,7 @@ mod error;
 mod execute;
 mod happenings;
 mod ledger;
+mod metrics;
 mod names;
 mod plan;
 mod ready;

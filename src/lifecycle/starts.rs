@@ -219,6 +219,12 @@ impl Starts {
         Ok(self.join(Class::Wake(project))?.await.ok())
     }
 
+    /// How many wait for leave.
+    pub fn waiting(&self) -> usize {
+        let line = self.line();
+        line.verbs.len() + line.waiting
+    }
+
     fn join(self: &Arc<Self>, class: Class) -> Result<oneshot::Receiver<Permit>, Full> {
         let (sender, receiver) = oneshot::channel();
         self.line().join(class, sender)?;

@@ -14,6 +14,7 @@ use super::alarms::Told;
 use super::error::{Error, What};
 use super::execute::{Executor, Subject};
 use super::ledger::Ledger;
+use super::metrics::Deeds;
 use super::room::Room;
 use super::starts::Starts;
 use super::wake::Wakes;
@@ -65,6 +66,8 @@ pub struct Shared {
     pub wakes: Wakes,
     /// Which reached limits were told.
     pub told: Told,
+    /// What was done, for metrics.
+    pub deeds: Deeds,
     /// Who may start now.
     pub starts: Arc<Starts>,
     /// How much memory the awake may hold.
@@ -88,6 +91,7 @@ impl Shared {
             activities: Activities::default(),
             wakes: Wakes::default(),
             told: Told::default(),
+            deeds: Deeds::default(),
             starts: Starts::new(starts),
             room: Room::new(awake_memory_max),
             reclaims: Semaphore::new(RECLAIMS_AT_ONCE_MAX),
@@ -179,6 +183,11 @@ impl Shared {
                 tracing::debug!(container = %id, error = &error as &dyn std::error::Error, "its cache is kept");
             }
         });
+    }
+
+    /// Commands that are queued or at work.
+    pub fn commands(&self) -> usize {
+        self.at_work.load(Ordering::Relaxed)
     }
 
     /// What a plan needs to know of a container.

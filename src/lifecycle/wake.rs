@@ -160,6 +160,11 @@ impl Wakes {
         self.lock().failed.get(&id).and_then(|failure| failure.left(now)).unwrap_or_default()
     }
 
+    /// How many requests wait.
+    pub fn waiters(&self) -> usize {
+        self.lock().waking.values().map(|herald| herald.receiver_count()).sum()
+    }
+
     /// Notes that a container did well, or that somebody started it by hand: its failures are forgotten.
     pub fn well(&self, id: ContainerId) {
         self.lock().failed.remove(&id);
@@ -209,7 +214,9 @@ pub async fn wake(shared: &Arc<Shared>, id: ContainerId, wanted: Wanted, deadlin
             let shared = shared.clone();
             // In a task of its own: it goes on when the first who asked has gone away.
             tokio::spawn(async move {
+                let began = Instant::now();
                 let outcome = carry_out(&shared, id, &herald).await;
+                shared.deeds.woke(&outcome, began.elapsed());
                 shared.wakes.end(id, &herald, outcome);
             });
             waiting

@@ -190,11 +190,17 @@ impl Worker {
     }
 
     async fn serve(&mut self, command: Command) {
+        let began = Instant::now();
         // A reply nobody waits for any more is no error: the work is done all the same.
         match command {
-            Command::Build { origin, start, reply } => drop(reply.send(self.build(origin, start).await)),
+            Command::Build { origin, start, reply } => {
+                let result = self.build(origin, start).await;
+                self.note("create", began, &result);
+                drop(reply.send(result));
+            }
             Command::Verb { verb, grace, reply } => {
                 let result = self.verb(verb, grace).await;
+                self.note(&verb.to_string(), began, &result);
                 self.busy.store(false, Ordering::Release);
                 drop(reply.send(result));
                 self.disconnect(verb).await;
@@ -203,6 +209,7 @@ impl Worker {
             Command::Rules { change, if_match, reply } => drop(reply.send(self.change_rules(&change, if_match).await)),
             Command::Erase { tries, reply } => {
                 let result = self.erase().await;
+                self.note("delete", began, &result);
                 if result.is_err() && self.is_tombstoned() {
                     self.erase_later(tries);
                 }
@@ -218,6 +225,14 @@ impl Worker {
             }
             Command::Adopt => drop(self.watch_ready()),
         }
+    }
+
+    /// For metrics; what was refused was not done at all.
+    pub(super) fn note<T>(&self, verb: &str, began: Instant, result: &Result<T, Error>) {
+        if matches!(result, Err(Error::WrongState { .. } | Error::NotFound { .. })) {
+            return;
+        }
+        self.shared.deeds.note(verb, result.is_ok(), began.elapsed());
     }
 
     pub(super) fn is_tombstoned(&self) -> bool {

@@ -13,6 +13,7 @@ use std::time::Duration;
 use futures_util::task::AtomicWaker;
 use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 
+use super::account::Account;
 use super::io::{ConnState, Deadline};
 use super::pool::Lease;
 use super::stats::Open;
@@ -203,6 +204,7 @@ impl Drop for Exchange {
 pub(super) struct ResponseBody {
     source: Source,
     exchange: Option<Exchange>,
+    account: Option<Box<Account>>,
 }
 
 #[derive(Debug)]
@@ -214,13 +216,14 @@ enum Source {
 impl ResponseBody {
     /// A body of our own.
     pub(super) fn full(bytes: Bytes) -> Self {
-        Self { source: Source::Full(Some(bytes).filter(|b| !b.is_empty())), exchange: None }
+        Self { source: Source::Full(Some(bytes).filter(|b| !b.is_empty())), exchange: None, account: None }
     }
 
     /// The container's body; the connection it comes on goes back to the pool when both bodies are through.
     pub(super) fn stream(body: Incoming, lease: Lease, watch: Option<Arc<BodyWatch>>) -> Self {
         let ended = body.is_end_stream();
-        let mut this = Self { source: Source::Stream { body, lease: Some(lease), watch }, exchange: None };
+        let source = Source::Stream { body, lease: Some(lease), watch };
+        let mut this = Self { source, exchange: None, account: None };
         // Where the exchange is not known yet, an unread request body is noticed in `hold`.
         if ended && this.request_is_through() {
             this.finish();
@@ -228,10 +231,17 @@ impl ResponseBody {
         this
     }
 
-    /// Keeps the exchange open until this body is through.
-    pub(super) fn hold(mut self, exchange: Exchange) -> Self {
+    /// Keeps the exchange and its account open until this body is through.
+    pub(super) fn hold(mut self, exchange: Exchange, account: Box<Account>) -> Self {
         self.exchange = Some(exchange);
+        self.account = Some(account);
         self
+    }
+
+    fn count(&mut self, bytes: &Bytes) {
+        if let Some(account) = &mut self.account {
+            account.bytes += bytes.len() as u64;
+        }
     }
 
     fn request_is_through(&self) -> bool {
@@ -274,7 +284,11 @@ impl Body for ResponseBody {
             exchange.chunk_taken();
         }
         let (frame, ended) = match &mut self.source {
-            Source::Full(bytes) => return Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
+            Source::Full(bytes) => {
+                let Some(bytes) = bytes.take() else { return Poll::Ready(None) };
+                self.count(&bytes);
+                return Poll::Ready(Some(Ok(Frame::data(bytes))));
+            }
             Source::Stream { body, .. } => {
                 let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
                 let last = match &frame {
@@ -285,6 +299,11 @@ impl Body for ResponseBody {
                 (frame, last)
             }
         };
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            self.count(data);
+        }
         if ended {
             self.finish();
         } else if let Some(exchange) = &mut self.exchange {

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::body::{Body, Incoming};
 use hyper::client::conn::http1;
@@ -17,6 +17,7 @@ use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
+use super::account::Account;
 use super::body::{Answer, BodyWatch, Exchange, RequestBody, ResponseBody};
 use super::conn::Client;
 use super::headers::{self, Origin, REQUEST_ID};
@@ -70,20 +71,24 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let exchange = Exchange::begin(Arc::clone(conn), Open::count(&proxy.counters.exchanges));
-    let id = request_id();
+    let key = rand::random();
+    let id = request_id(key);
+    let mut account = Account::open(proxy, peer, &request, key);
     let html = wants_html(request.headers());
     let has_body = !request.body().is_end_stream();
-    match forward::<S>(proxy, client, tasks, &id, request).await {
+    match forward::<S>(proxy, client, tasks, &id, &mut account, request).await {
         Ok(mut response) => {
+            account.status = Some(response.status());
             response.headers_mut().entry(REQUEST_ID.clone()).or_insert(id);
-            Ok(response.map(|body| body.hold(exchange)))
+            Ok(response.map(|body| body.hold(exchange, account)))
         }
         Err(refusal) => {
+            account.status = Some(refusal.status());
             tracing::debug!(request_id = ?id, status = refusal.status().as_u16(), %refusal, "refused");
             if has_body {
                 exchange.leave_body_unread();
             }
-            Ok(refusal.response(html, id).map(|body| body.hold(exchange)))
+            Ok(refusal.response(html, id).map(|body| body.hold(exchange, account)))
         }
     }
 }
@@ -93,6 +98,7 @@ async fn forward<S>(
     client: Client,
     tasks: &Tasks,
     id: &HeaderValue,
+    account: &mut Account,
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Refusal>
 where
@@ -106,12 +112,15 @@ where
         return Err(proxy.lead_to_https(&route, &host, port, request.uri()));
     }
     let peer = proxy.config.trusted_proxies.client(client.peer, request.headers());
+    account.peer = peer;
     let request = proxy.guarded(&route, peer, request).await?;
-    let Visit { upstream, path, woken, in_use } = proxy.resolve(&route, visitor(&request)).await?;
+    let Visit { upstream, path, woken, in_use } = proxy.resolve(&route, visitor(&request), account).await?;
     let request = lead_to(request, path)?;
     let origin = Origin { peer, scheme: client.door.scheme, host: &host, request_id: id };
     let Outgoing { request, watch, upgrade } = proxy.outgoing(request, origin);
+    let sent = Instant::now();
     let (mut response, mut lease) = proxy.send(&upstream, request, watch.as_ref()).await?;
+    account.upstream = Some(sent.elapsed());
     lease.in_use = in_use;
     add_timing(response.headers_mut(), &woken);
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
@@ -187,11 +196,13 @@ impl Proxy {
         Ok(Request::from_parts(parts, body))
     }
 
-    async fn resolve(&self, route: &Route, visitor: Visitor<'_>) -> Result<Visit, Refusal> {
+    async fn resolve(&self, route: &Route, visitor: Visitor<'_>, account: &mut Account) -> Result<Visit, Refusal> {
         let found = timeout(self.config.resolve_ms_max, self.routes.resolve(route, visitor)).await;
-        let Ok(Found { resolution, path, woken, in_use }) = found else {
+        let Ok(Found { resolution, container, path, woken, in_use }) = found else {
             return Err(Refusal::NotReady("starting".to_owned()));
         };
+        account.container = container;
+        account.woken = !woken.is_empty();
         match resolution {
             Resolution::Upstream(upstream) => Ok(Visit { upstream, path, woken, in_use }),
             Resolution::Unknown => Err(Refusal::UnknownHost),
@@ -492,10 +503,9 @@ fn add_upgrade(fields: &mut HeaderMap, value: HeaderValue) {
 }
 
 /// 128 random bits in hex.
-fn request_id() -> HeaderValue {
+fn request_id(key: [u8; 16]) -> HeaderValue {
     let mut text = [0; 32];
-    let random: [u8; 16] = rand::random();
     // The text is twice the bytes, and hex is a good value: neither can fail.
-    let _ = hex::encode_to_slice(random, &mut text);
+    let _ = hex::encode_to_slice(key, &mut text);
     HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("0"))
 }

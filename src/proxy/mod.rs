@@ -25,6 +25,8 @@
 //! HTTP/2 ends here: containers are spoken to in HTTP/1.1. What only HTTP/1.1 has (upgrades, `Expect`) is of its clients alone; one of
 //! HTTP/2 that expects 100 is not told it, since hyper cannot, and sends after its own short wait (RFC 9110 §10.1.1).
 
+mod access;
+mod account;
 mod body;
 pub(crate) mod carry;
 mod challenges;
@@ -56,6 +58,7 @@ use crate::domain::ContainerId;
 pub use crate::domain::host::{Alias, AliasError, HostError, HostNames, HostNamesError, Route, Scheme};
 pub use challenges::{Challenges, Showing};
 pub use guard::{Gate, TrustedProxies};
+pub use access::AccessQueue;
 pub use stats::Stats;
 
 /// hyper's smallest buffer; a smaller `buffer_bytes_max` is taken for this.
@@ -114,6 +117,8 @@ pub enum Resolution {
 pub struct Found {
     /// Where the request goes.
     pub resolution: Resolution,
+    /// Whose URL was asked for, also where the request does not get there.
+    pub container: Option<ContainerId>,
     /// The path the request goes to, where that is not the one it asked for: absolute, and a good one (RFC 3986 §3.3).
     pub path: Option<String>,
     /// The steps of waking the container, where this request had to wait for that, and how long each took.
@@ -124,7 +129,7 @@ pub struct Found {
 
 impl From<Resolution> for Found {
     fn from(resolution: Resolution) -> Self {
-        Self { resolution, path: None, woken: Vec::new(), in_use: None }
+        Self { resolution, container: None, path: None, woken: Vec::new(), in_use: None }
     }
 }
 
@@ -226,6 +231,8 @@ pub struct ProxyConfig {
     pub upstream_idle_ms_max: Duration,
     /// Whose `X-Forwarded-For` is believed.
     pub trusted_proxies: TrustedProxies,
+    /// Whether a line of each request is left in [`Proxy::access`]; somebody has to take them.
+    pub access_log: bool,
 }
 
 impl Default for ProxyConfig {
@@ -255,6 +262,7 @@ impl Default for ProxyConfig {
             idle_upstreams_max: 1_024,
             upstream_idle_ms_max: Duration::from_millis(4_000),
             trusted_proxies: TrustedProxies::default(),
+            access_log: false,
         }
     }
 }
@@ -270,6 +278,7 @@ pub struct Proxy {
     counters: stats::Counters,
     guard: guard::Guard,
     challenges: OnceLock<Arc<Challenges>>,
+    access: AccessQueue,
 }
 
 impl Proxy {
@@ -291,6 +300,7 @@ impl Proxy {
             counters: stats::Counters::default(),
             guard: guard::Guard::new(),
             challenges: OnceLock::new(),
+            access: AccessQueue::default(),
         })
     }
 
@@ -304,6 +314,11 @@ impl Proxy {
     /// that nothing is held open to a container that is gone.
     pub fn forget(&self, container: ContainerId) {
         self.pool.forget(container);
+    }
+
+    /// What waits to be written to access logs.
+    pub const fn access(&self) -> &AccessQueue {
+        &self.access
     }
 
     /// What is open now.

@@ -1,14 +1,77 @@
-//! How many of each thing are open, for metrics and for tests.
+//! How many of each thing are open, and what was done: for metrics and for tests.
 
+use std::ops::AddAssign;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
-/// Live counters of a proxy.
+use super::Proxy;
+use crate::domain::ContainerId;
+use crate::metrics::{Busiest, Counter, Histogram, Source, Text, Weighs};
+
+/// Counters of a proxy.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     pub connections: Arc<AtomicUsize>,
     pub exchanges: Arc<AtomicUsize>,
     pub tunnels: Arc<AtomicUsize>,
+    requests: [Counter; CLASSES.len()],
+    durations: Histogram,
+    bytes: Counter,
+    pub tenants: Busiest<ContainerId, Handling>,
+}
+
+/// Classes of a status; the first is for clients who had gone before there was one.
+const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
+
+fn class_of(status: Option<u16>) -> usize {
+    status.map_or(0, |status| usize::from(status / 100)).min(CLASSES.len() - 1)
+}
+
+/// A request that has ended.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Handled {
+    pub container: Option<ContainerId>,
+    pub status: Option<u16>,
+    pub bytes: u64,
+    pub took: Duration,
+}
+
+/// What one tenant was asked, by class of the answer, and what it sent.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Handling {
+    requests: [u64; CLASSES.len()],
+    bytes: u64,
+}
+
+impl AddAssign for Handling {
+    fn add_assign(&mut self, other: Self) {
+        self.requests.iter_mut().zip(other.requests).for_each(|(all, more)| *all += more);
+        self.bytes += other.bytes;
+    }
+}
+
+impl Weighs for Handling {
+    fn weight(&self) -> f64 {
+        self.requests.iter().sum::<u64>() as f64
+    }
+}
+
+impl Counters {
+    pub(super) fn handled(&self, request: Handled) {
+        let class = class_of(request.status);
+        if let Some(counter) = self.requests.get(class) {
+            counter.count();
+        }
+        self.durations.observe(request.took);
+        self.bytes.add(request.bytes);
+        let Some(container) = request.container else { return };
+        let mut handling = Handling { bytes: request.bytes, ..Handling::default() };
+        if let Some(count) = handling.requests.get_mut(class) {
+            *count = 1;
+        }
+        self.tenants.count(container, handling);
+    }
 }
 
 /// What a proxy has open at one moment.
@@ -38,5 +101,50 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Source for Proxy {
+    fn write(&self, text: &mut Text) {
+        let Stats { connections, exchanges, tunnels, idle_upstreams } = self.stats();
+        text.gauge("tenantry_proxy_connections", "Open connections of clients.").sample(&[], connections);
+        text.gauge("tenantry_proxy_requests_open", "Requests whose response is not finished.").sample(&[], exchanges);
+        text.gauge("tenantry_proxy_tunnels", "Open upgraded connections.").sample(&[], tunnels);
+        text.gauge("tenantry_proxy_upstreams_idle", "Connections to containers that wait for a request.")
+            .sample(&[], idle_upstreams);
+        let counters = &self.counters;
+        let help = "Requests by class of the status; none: the client had gone.";
+        let mut family = text.counter("tenantry_proxy_requests", help);
+        for (class, count) in CLASSES.iter().zip(&counters.requests) {
+            family.sample(&[("class", class)], count.get());
+        }
+        text.counter("tenantry_proxy_response_bytes", "Bytes of responses' bodies.").sample(&[], counters.bytes.get());
+        let help = "From a request's head to the last byte of its response.";
+        text.histogram("tenantry_proxy_request_duration_seconds", help).histogram(&[], &counters.durations);
+        let queue = &self.access;
+        text.gauge("tenantry_access_log_queue", "Lines that wait to be written.").sample(&[], queue.waiting());
+        text.counter("tenantry_access_log_lost", "Lines that there was no room for.").sample(&[], queue.lost());
+        write_tenants(text, &counters.tenants);
+    }
+}
+
+/// The label of all who have no series of their own.
+const OTHERS: &str = "other";
+
+fn write_tenants(text: &mut Text, tenants: &Busiest<ContainerId, Handling>) {
+    let (labelled, others) = tenants.series();
+    let named = labelled.iter().map(|(id, handling)| (id.to_string(), *handling));
+    let all: Vec<_> = named.chain([(OTHERS.to_owned(), others)]).collect();
+    let help = "Requests to the busiest containers, and to all others, by class of the status.";
+    let mut family = text.counter("tenantry_container_requests", help);
+    for (id, handling) in &all {
+        for (class, count) in CLASSES.iter().zip(handling.requests).filter(|(_, count)| *count > 0) {
+            family.sample(&[("container", id), ("class", class)], count);
+        }
+    }
+    let help = "Bytes of response bodies of the busiest containers, and of all others.";
+    let mut family = text.counter("tenantry_container_response_bytes", help);
+    for (id, handling) in &all {
+        family.sample(&[("container", id)], handling.bytes);
     }
 }

@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use super::schema::Record;
 use super::{Batch, Records, StoreError};
 use crate::domain::event::{Event, EventId, Happening};
+use crate::metrics::Counter;
 
 /// Events that are kept, at most; some 300 bytes each, on the disk and in memory.
 pub const EVENTS_MAX: usize = 20_000;
@@ -42,6 +43,7 @@ impl Record for Event {
 pub struct EventLog {
     kept: RwLock<Kept>,
     newest: watch::Sender<EventId>,
+    lost: Counter,
 }
 
 #[derive(Debug, Default)]
@@ -70,7 +72,11 @@ impl EventLog {
         let newest = events.back().map(|event| event.id).unwrap_or_default();
         // What came before the oldest is not known: whoever asks from further back is told.
         let dropped = events.front().map(|event| EventId(event.id.0.saturating_sub(1))).unwrap_or_default();
-        Ok(Self { kept: RwLock::new(Kept { events, dropped }), newest: watch::channel(newest).0 })
+        Ok(Self {
+            kept: RwLock::new(Kept { events, dropped }),
+            newest: watch::channel(newest).0,
+            lost: Counter::default(),
+        })
     }
 
     /// Puts what happened into a batch, and takes out what is too old or too much by then.
@@ -115,7 +121,23 @@ impl EventLog {
             kept.dropped = dropped.map_or(kept.dropped, |last| last.id);
             kept.events.extend(staged.events);
         }
+        self.lost.add(staged.pruned as u64);
         self.newest.send_replace(newest);
+    }
+
+    /// How many are kept.
+    pub fn len(&self) -> usize {
+        self.kept.read().unwrap_or_else(PoisonError::into_inner).events.len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many were dropped since this was loaded, because they were too old or too many.
+    pub fn lost(&self) -> u64 {
+        self.lost.get()
     }
 
     /// All that are kept and that `wanted` takes, oldest first.

@@ -160,6 +160,11 @@ impl RunJournal {
         self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner).last.contains_key(&id)
     }
 
+    /// How many containers may have kernel objects.
+    pub fn open_count(&self) -> usize {
+        self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner).last.len()
+    }
+
     /// The last entry of each container that may have kernel objects.
     pub fn open_entries(&self) -> Vec<Entry> {
         self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner).last.values().cloned().collect()

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 const FLOORS: [(&str, u8); 12] = [
     ("domain", 0),
     ("config", 0),
+    ("metrics", 0),
     ("sys", 1),
     ("store", 2),
     ("lifecycle", 3),

@@ -20,6 +20,7 @@ mod idle;
 mod images;
 mod limits;
 mod main_job;
+mod measures;
 mod network;
 mod orphans;
 mod proxy_live;

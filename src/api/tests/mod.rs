@@ -1,11 +1,13 @@
 //! The handlers over a machine in memory: what a request does, as a client sees it.
 
 mod access;
+mod access_log;
 mod changes;
 mod domains;
 mod events;
 mod follow;
 mod lists;
+mod metrics;
 mod network;
 mod once;
 mod permissions;
@@ -94,7 +96,7 @@ impl Desk {
         let (lab, service, project) = Lab::new().await;
         let shutdown = CancellationToken::new();
         let zone = Arc::new(Zone::default());
-        let router = router(service.clone(), zone.clone(), shutdown.clone());
+        let router = router(service.clone(), zone.clone(), Monitoring::default(), shutdown.clone());
         let mut desk = Self { lab, service, project, token: String::new(), router, shutdown, zone };
         desk.token = desk.token_of("test", Permissions::FullAccess, None).await;
         desk
@@ -103,7 +105,8 @@ impl Desk {
     /// The next daemon on the same machine.
     async fn restarted(mut self) -> Self {
         self.service = self.lab.daemon().await;
-        self.router = router(self.service.clone(), self.zone.clone(), self.shutdown.clone());
+        let monitoring = Monitoring::default();
+        self.router = router(self.service.clone(), self.zone.clone(), monitoring, self.shutdown.clone());
         self
     }
 

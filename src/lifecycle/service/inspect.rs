@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::super::activity::Use;
 use super::super::error::Error;
+use super::super::metrics;
 use super::super::requests::{DiskUse, STOP_GRACE_S_DEFAULT, Stats};
 use super::super::strays::{self, Stray};
 use super::Service;
@@ -13,6 +14,7 @@ use crate::domain::container::Transition;
 use crate::domain::event::Happening;
 use crate::domain::firewall::Ruleset;
 use crate::domain::{Bytes, Container, ContainerId, Phase};
+use crate::metrics::Text;
 use crate::store::EventLog;
 use crate::sys::btrfs::PoolError;
 use crate::sys::folders::LogPart;
@@ -117,6 +119,17 @@ impl Service {
     /// A driver cannot list what there is.
     pub async fn strays(&self) -> Result<Vec<Stray>, Error> {
         strays::find(&self.inner.shared).await
+    }
+
+    /// Writes down what is counted of containers and the pool.
+    pub async fn write_metrics(&self, text: &mut Text) {
+        metrics::write(&self.inner.shared, text);
+        // Where the pool cannot be asked the families are missing, which an alert can be made of.
+        if let Ok(space) = self.drivers().pool.space().await {
+            text.gauge("tenantry_pool_bytes", "The pool's size.").sample(&[], space.total.0);
+            let help = "What of the pool is available.";
+            text.gauge("tenantry_pool_available_bytes", help).sample(&[], space.available.0);
+        }
     }
 
     /// Cuts the logs of running containers that have grown beyond their bound.

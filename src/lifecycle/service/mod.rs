@@ -1,6 +1,7 @@
 //! The one way in for surfaces: checks what a request needs, reserves, hands the work to the container's worker, waits.
 
 mod access;
+mod accesses;
 mod aliases;
 mod containers;
 mod images;

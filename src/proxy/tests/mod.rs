@@ -1,6 +1,7 @@
 //! The proxy over real loopback sockets: raw bytes in, raw bytes out, and containers played by closures.
 
 mod access;
+mod account;
 mod bounds;
 mod http2;
 mod messages;
@@ -70,7 +71,12 @@ impl Routes for Table {
     async fn resolve(&self, route: &Route, _visitor: Visitor<'_>) -> Found {
         self.resolved.fetch_add(1, Ordering::SeqCst);
         let Route::Alias(alias) = route else { return Resolution::Unknown.into() };
-        self.by_alias.lock().unwrap().get(alias.as_str()).cloned().unwrap_or(Resolution::Unknown).into()
+        let resolution = self.by_alias.lock().unwrap().get(alias.as_str()).cloned().unwrap_or(Resolution::Unknown);
+        let container = match &resolution {
+            Resolution::Upstream(upstream) => Some(upstream.container),
+            _ => None,
+        };
+        Found { container, ..resolution.into() }
     }
 
     fn is_known(&self, route: &Route) -> bool {

@@ -1,5 +1,6 @@
 //! Failing on purpose: a wrapper around any driver, real or fake, that counts calls and fails at a chosen one.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -136,6 +137,12 @@ impl Folders for Faulty<dyn Folders> {
     }
     async fn trim_log(&self, id: ContainerId) -> Result<(), FolderError> {
         self.inner.trim_log(id).await
+    }
+    async fn append_access_logs(&self, logs: BTreeMap<ContainerId, Vec<u8>>) -> Result<(), FolderError> {
+        self.inner.append_access_logs(logs).await
+    }
+    async fn access_log_tail(&self, id: ContainerId, max: Bytes) -> Result<Vec<u8>, FolderError> {
+        self.inner.access_log_tail(id, max).await
     }
     async fn remove(&self, id: ContainerId) -> Result<(), FolderError> {
         self.inner.remove(id).await

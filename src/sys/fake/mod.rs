@@ -37,6 +37,7 @@ struct State {
     folders: BTreeMap<ContainerId, bool>,
     bundles: BTreeSet<ContainerId>,
     logs: BTreeMap<ContainerId, Vec<u8>>,
+    access_logs: BTreeMap<ContainerId, Vec<u8>>,
     cgroups: BTreeMap<ContainerId, Limits>,
     alarms: BTreeMap<ContainerId, Alarms>,
     frozen: BTreeSet<ContainerId>,
@@ -266,6 +267,19 @@ impl Folders for FakeHost {
         let start = usize::try_from(position).unwrap_or(usize::MAX).min(log.len());
         let text = log[start..].iter().copied().take(max.0 as usize).collect();
         Ok(LogPart { start: start as u64, text, end: log.len() as u64 })
+    }
+
+    async fn append_access_logs(&self, logs: BTreeMap<ContainerId, Vec<u8>>) -> Result<(), FolderError> {
+        let mut state = self.state();
+        for (id, lines) in logs.into_iter().filter(|(id, _)| state.folders.contains_key(id)).collect::<Vec<_>>() {
+            state.access_logs.entry(id).or_default().extend(lines);
+        }
+        Ok(())
+    }
+
+    async fn access_log_tail(&self, id: ContainerId, max: Bytes) -> Result<Vec<u8>, FolderError> {
+        let log = self.state().access_logs.get(&id).cloned().unwrap_or_default();
+        Ok(log[log.len().saturating_sub(max.0 as usize)..].to_vec())
     }
 
     async fn trim_log(&self, _id: ContainerId) -> Result<(), FolderError> {

@@ -1,5 +1,6 @@
 //! The folders on the disk.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -7,7 +8,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::{FolderError, Folders, Identity, Layout, LogPart, log};
+use super::{FolderError, Folders, Identity, Layout, LogPart, access, log};
 use crate::domain::{Bytes, ContainerId};
 use crate::sys::btrfs::{PRIVATE_MODE, Pool, PoolError};
 use crate::sys::image::{reset_identity, write_inside, write_names};
@@ -161,6 +162,22 @@ impl Folders for DiskFolders {
 
     async fn trim_log(&self, id: ContainerId) -> Result<(), FolderError> {
         self.blocking(move |layout| log::trim(layout, id).map_err(failed("cut", &layout.log(id)))).await
+    }
+
+    async fn append_access_logs(&self, logs: BTreeMap<ContainerId, Vec<u8>>) -> Result<(), FolderError> {
+        self.blocking(move |layout| {
+            let mut first = Ok(());
+            for (id, lines) in logs {
+                let done = access::append(layout, id, &lines).map_err(failed("append to", &layout.access_log(id)));
+                first = first.and(done);
+            }
+            first
+        })
+        .await
+    }
+
+    async fn access_log_tail(&self, id: ContainerId, max: Bytes) -> Result<Vec<u8>, FolderError> {
+        self.blocking(move |layout| access::tail(layout, id, max).map_err(failed("read", &layout.access_log(id)))).await
     }
 
     async fn remove(&self, id: ContainerId) -> Result<(), FolderError> {

@@ -35,6 +35,16 @@ impl Layout {
         self.pool.logs(id).join("console.log.base")
     }
 
+    /// What was asked of a container's URL.
+    pub fn access_log(&self, id: ContainerId) -> PathBuf {
+        self.pool.logs(id).join("access.log")
+    }
+
+    /// What was asked before that.
+    pub fn old_access_log(&self, id: ContainerId) -> PathBuf {
+        self.pool.logs(id).join("access.log.1")
+    }
+
     /// Holds a folder for each container's OCI bundle.
     pub fn bundles(&self) -> PathBuf {
         self.data.join("bundles")

@@ -52,7 +52,7 @@ fn read(path: &Path, from: impl FnOnce(u64) -> u64, max: u64) -> io::Result<(Vec
 }
 
 /// The last `max` bytes of a file; none where there is no file.
-fn tail_of(path: &Path, max: u64) -> io::Result<Vec<u8>> {
+pub(super) fn tail_of(path: &Path, max: u64) -> io::Result<Vec<u8>> {
     Ok(read(path, |length| length.saturating_sub(max), max)?.0)
 }
 

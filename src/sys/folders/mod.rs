@@ -4,16 +4,19 @@
 //! The rootfs belongs to the tenant, who may have put a link anywhere in it: what we write there goes through
 //! descriptors that never leave it.
 
+mod access;
 mod disk;
 mod layout;
 mod log;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
 
 use crate::domain::{Bytes, ContainerId};
 
+pub use access::ACCESS_LOG_BYTES_MAX;
 pub use disk::{DiskFolders, LOG_DISK_MAX};
 pub use layout::Layout;
 pub use log::LOG_BYTES_MAX;
@@ -86,6 +89,10 @@ pub trait Folders: Send + Sync + std::fmt::Debug {
     async fn log_after(&self, id: ContainerId, position: u64, max: Bytes) -> Result<LogPart, FolderError>;
     /// Cuts a log that has grown beyond its bound.
     async fn trim_log(&self, id: ContainerId) -> Result<(), FolderError>;
+    /// Appends whole lines to containers' access logs, which are bounded; goes on past a container that has no folder.
+    async fn append_access_logs(&self, logs: BTreeMap<ContainerId, Vec<u8>>) -> Result<(), FolderError>;
+    /// The end of a container's access log, at most `max`.
+    async fn access_log_tail(&self, id: ContainerId, max: Bytes) -> Result<Vec<u8>, FolderError>;
     /// Removes manifest, logs, bundle and folders; the subvolumes must be gone. Idempotent.
     async fn remove(&self, id: ContainerId) -> Result<(), FolderError>;
     /// Containers that have a folder or a bundle.

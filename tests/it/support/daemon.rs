@@ -123,6 +123,12 @@ impl Client {
         if self.token.is_empty() { request } else { request.bearer_auth(&self.token) }
     }
 
+    /// GET of a path outside `/api/v1`, with the token.
+    pub fn outside(&self, path: &str) -> reqwest::RequestBuilder {
+        let request = self.http.get(format!("{API}{path}"));
+        if self.token.is_empty() { request } else { request.bearer_auth(&self.token) }
+    }
+
     pub async fn get(&self, path: &str) -> Reply {
         answer(self.request(Method::GET, path)).await
     }
