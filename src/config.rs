@@ -158,9 +158,9 @@ impl Default for Quiet {
 impl Quiet {
     /// Whether a request is one of them.
     pub fn matches(&self, path: &str, agent: &str) -> bool {
-        let agent = agent.to_ascii_lowercase();
-        self.paths.iter().any(|quiet| quiet == path)
-            || self.agents.iter().any(|word| !word.is_empty() && agent.contains(&word.to_ascii_lowercase()))
+        let has =
+            |word: &str| agent.as_bytes().windows(word.len()).any(|part| part.eq_ignore_ascii_case(word.as_bytes()));
+        self.paths.iter().any(|quiet| quiet == path) || self.agents.iter().any(|word| !word.is_empty() && has(word))
     }
 }
 

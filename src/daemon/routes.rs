@@ -11,7 +11,7 @@ use crate::config;
 use crate::domain::alias::Standing;
 use crate::domain::host::Route;
 use crate::domain::{Container, ContainerId, PauseReason, Phase, ProxyAlias};
-use crate::lifecycle::{InUse, Named, NotAwake, Service, Use, Wanted};
+use crate::lifecycle::{InUse, Named, NotAwake, Service, Timings, Use, Wanted};
 use crate::proxy::{Found, Gate, Occupancy, Resolution, Routes, Upstream, Visitor};
 
 /// Looks at a container that a request may need: it may be awake, be woken, and by then have been put to sleep again.
@@ -99,9 +99,17 @@ impl Table {
         }
     }
 
-    /// Waits until the container is awake; it is in use for as long as the answer is held.
-    async fn awake(&self, id: ContainerId, port: NonZeroU16, is_quiet: bool) -> Found {
+    /// The container where it is awake, as nearly always; it is in use for as long as the answer is held.
+    fn awake(&self, id: ContainerId, port: NonZeroU16, is_quiet: bool) -> Result<Found, InUse> {
         let in_use = self.service.enter(id, if is_quiet { Use::Probe } else { Use::Request });
+        match self.service.container(id).map(|now| self.state(&now, port, in_use.is_closing(), false)) {
+            Ok(State::Awake(upstream)) => Ok(led_to(upstream, in_use, Vec::new())),
+            _ => Err(in_use),
+        }
+    }
+
+    /// Waits until the container is awake.
+    async fn wake(&self, id: ContainerId, port: NonZeroU16, in_use: InUse, is_quiet: bool) -> Found {
         let mut woken = None;
         for _look in 0..LOOKS_MAX {
             let Ok(container) = self.service.container(id) else { return Resolution::Unknown.into() };
@@ -111,15 +119,7 @@ impl Table {
                         // Whether it does is then seen by the connection itself.
                         let _accepts = self.service.accepts(upstream.addr, self.wake_timeout).await;
                     }
-                    let resolution = Resolution::Upstream(upstream);
-                    let in_use: Box<dyn Occupancy> = Box::new(in_use);
-                    return Found {
-                        resolution,
-                        container: None,
-                        path: None,
-                        woken: woken.unwrap_or_default(),
-                        in_use: Some(in_use),
-                    };
+                    return led_to(upstream, in_use, woken.unwrap_or_default());
                 }
                 State::Shut(resolution) => return resolution.into(),
                 State::Asleep if is_quiet => return Resolution::Asleep.into(),
@@ -152,6 +152,10 @@ fn lead(alias: &ProxyAlias, container: &Container, asked: &str) -> Result<Place,
         Standing::Disabled => Err(Resolution::Disabled),
         Standing::Expired => Err(Resolution::Expired),
     }
+}
+
+fn led_to(upstream: Upstream, in_use: InUse, woken: Timings) -> Found {
+    Found { woken, in_use: Some(Box::new(in_use)), ..Resolution::Upstream(upstream).into() }
 }
 
 fn refused(container: &Container, error: NotAwake) -> Resolution {
@@ -201,7 +205,14 @@ impl Routes for Table {
     async fn resolve(&self, route: &Route, visitor: Visitor<'_>) -> Found {
         match self.find(route, visitor.path) {
             Ok(Place { id, port, path }) => {
-                let found = self.awake(id, port, self.quiet.matches(visitor.path, visitor.agent)).await;
+                let is_quiet = self.quiet.matches(visitor.path, visitor.agent);
+                let found = match self.awake(id, port, is_quiet) {
+                    Ok(found) => found,
+                    Err(in_use) => {
+                        // A future of its own: a wake's is large, and this one is made for every request.
+                        Box::pin(self.wake(id, port, in_use, is_quiet)).await
+                    }
+                };
                 Found { container: Some(id), path, ..found }
             }
             Err(resolution) => resolution.into(),

@@ -109,8 +109,7 @@ pub fn write(shared: &Shared, text: &mut Text) {
     text.gauge("tenantry_projects", "Projects.").sample(&[], projects);
     let help = "Commands that are queued or at work at containers' workers.";
     text.gauge("tenantry_commands", help).sample(&[], shared.commands());
-    let help = "Containers that may be made or started now, beside those that are.";
-    text.gauge("tenantry_start_places_free", help).sample(&[], shared.start_places_free());
+    text.gauge("tenantry_starts_waiting", "Starts that wait for their turn.").sample(&[], shared.starts.waiting());
     let help = "Requests that wait for a container to wake.";
     text.gauge("tenantry_wake_waiters", help).sample(&[], shared.wakes.waiters());
     let help = "Containers of which the kernel may hold something: open entries of the run journal.";

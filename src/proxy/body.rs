@@ -205,6 +205,8 @@ pub(super) struct ResponseBody {
     source: Source,
     exchange: Option<Exchange>,
     account: Option<Box<Account>>,
+    /// Where the container broke off, told at the next look: hyper drops what it has not sent when it is told.
+    broke: Option<hyper::Error>,
 }
 
 #[derive(Debug)]
@@ -216,14 +218,14 @@ enum Source {
 impl ResponseBody {
     /// A body of our own.
     pub(super) fn full(bytes: Bytes) -> Self {
-        Self { source: Source::Full(Some(bytes).filter(|b| !b.is_empty())), exchange: None, account: None }
+        Self { source: Source::Full(Some(bytes).filter(|b| !b.is_empty())), exchange: None, account: None, broke: None }
     }
 
     /// The container's body; the connection it comes on goes back to the pool when both bodies are through.
     pub(super) fn stream(body: Incoming, lease: Lease, watch: Option<Arc<BodyWatch>>) -> Self {
         let ended = body.is_end_stream();
         let source = Source::Stream { body, lease: Some(lease), watch };
-        let mut this = Self { source, exchange: None, account: None };
+        let mut this = Self { source, exchange: None, account: None, broke: None };
         // Where the exchange is not known yet, an unread request body is noticed in `hold`.
         if ended && this.request_is_through() {
             this.finish();
@@ -283,14 +285,17 @@ impl Body for ResponseBody {
         if let Some(exchange) = &mut self.exchange {
             exchange.chunk_taken();
         }
+        if let Some(error) = self.broke.take() {
+            return Poll::Ready(Some(Err(error)));
+        }
         let (frame, ended) = match &mut self.source {
             Source::Full(bytes) => {
                 let Some(bytes) = bytes.take() else { return Poll::Ready(None) };
                 self.count(&bytes);
                 return Poll::Ready(Some(Ok(Frame::data(bytes))));
             }
-            Source::Stream { body, .. } => {
-                let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
+            Source::Stream { body, lease, .. } => {
+                let frame = ready!(poll_driven(body, lease.as_mut(), cx));
                 let last = match &frame {
                     None => true,
                     Some(Ok(frame)) => frame.is_trailers() || body.is_end_stream(),
@@ -309,6 +314,11 @@ impl Body for ResponseBody {
         } else if let Some(exchange) = &mut self.exchange {
             exchange.chunk_given();
         }
+        if let Some(Err(error)) = frame {
+            self.broke = Some(error);
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         Poll::Ready(frame)
     }
 
@@ -325,6 +335,24 @@ impl Body for ResponseBody {
             Source::Stream { body, .. } => body.size_hint(),
         }
     }
+}
+
+/// The next frame of a response, which its connection has to bring: a body asks for it when it is polled, so that the connection
+/// is looked at before and after.
+fn poll_driven(
+    body: &mut Incoming,
+    mut lease: Option<&mut Lease>,
+    cx: &mut Context<'_>,
+) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    for _ in 0..2 {
+        if let Some(lease) = &mut lease {
+            lease.connection.drive(cx);
+        }
+        if let ready @ Poll::Ready(_) = Pin::new(&mut *body).poll_frame(cx) {
+            return ready;
+        }
+    }
+    Poll::Pending
 }
 
 /// The service never fails: what goes wrong becomes a response.

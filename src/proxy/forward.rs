@@ -131,6 +131,7 @@ where
         return Err(Refusal::Broken);
     };
     let slot = Arc::clone(&proxy.tunnels).try_acquire_owned().map_err(|_| Refusal::TunnelsFull)?;
+    lease.connection.drive_apart();
     let (head, upstream_side) = switching(response, wanted);
     if let Some(in_use) = &mut lease.in_use {
         in_use.upgraded();
@@ -302,12 +303,7 @@ impl Proxy {
         let mut builder = http1::Builder::new();
         builder.max_buf_size(buffer_bytes_max);
         let (sender, driver) = builder.handshake(TokioIo::new(stream)).await.map_err(|_| Refusal::Broken)?;
-        let driver = tokio::spawn(async move {
-            if let Err(error) = driver.with_upgrades().await {
-                tracing::trace!(%container, %error, "connection to a container ended early");
-            }
-        });
-        Ok(Connection::new(sender, driver.abort_handle()))
+        Ok(Connection::new(sender, driver.with_upgrades()))
     }
 
     /// One request on one connection, up to the response's head.
@@ -317,24 +313,26 @@ impl Proxy {
         request: Request<RequestBody>,
         watch: Option<&Arc<BodyWatch>>,
     ) -> Result<Response<Incoming>, Lost> {
-        // A connection just given back is ready as soon as its driver ran.
-        if !matches!(timeout(self.config.connect_ms_max, connection.sender.ready()).await, Ok(Ok(()))) {
+        if watch.is_some() {
+            connection.drive_apart();
+        }
+        if !connection.ready(self.config.connect_ms_max).await {
             return Err(Lost::Unsent(Box::new(request)));
         }
-        let mut response = std::pin::pin!(connection.sender.try_send_request(request));
+        let mut response = std::pin::pin!(connection.send(request));
         let wait: Duration = self.config.response_header_ms_max;
         let mut frames_seen = 0;
         loop {
-            match timeout(wait, response.as_mut()).await {
-                Ok(Ok(response)) => return Ok(response),
-                Ok(Err(mut failed)) => {
+            match connection.within(wait, response.as_mut()).await {
+                Some(Ok(response)) => return Ok(response),
+                Some(Err(mut failed)) => {
                     return Err(match failed.take_message() {
                         Some(request) => Lost::Unsent(Box::new(request)),
                         None => lost(failed.error(), watch),
                     });
                 }
                 // An upload that moves, or waits for the client, is not the container's silence.
-                Err(_) => match watch {
+                None => match watch {
                     Some(watch) if watch.client_owes() || watch.frames() != frames_seen => {
                         frames_seen = watch.frames();
                     }

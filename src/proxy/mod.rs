@@ -57,8 +57,8 @@ use crate::domain::ContainerId;
 
 pub use crate::domain::host::{Alias, AliasError, HostError, HostNames, HostNamesError, Route, Scheme};
 pub use challenges::{Challenges, Showing};
-pub use guard::{Gate, TrustedProxies};
 pub use access::AccessQueue;
+pub use guard::{Gate, TrustedProxies};
 pub use stats::Stats;
 
 /// hyper's smallest buffer; a smaller `buffer_bytes_max` is taken for this.
@@ -222,7 +222,8 @@ pub struct ProxyConfig {
     pub tunnels_max: usize,
     /// Requests and tunnels open towards one container.
     pub per_upstream_max: usize,
-    /// Idle connections kept to one container.
+    /// Idle connections kept to one container: as many as it may have open. With fewer, a busy one's connections are closed and made
+    /// anew all the time, and the kernel remembers each as a flow of the tenant's for minutes, of which it has a bounded number.
     pub idle_per_upstream_max: usize,
     /// Idle connections kept to all containers.
     pub idle_upstreams_max: usize,
@@ -258,8 +259,8 @@ impl Default for ProxyConfig {
             connection_window_bytes: 1024 * 1024,
             tunnels_max: 4_096,
             per_upstream_max: 256,
-            idle_per_upstream_max: 16,
-            idle_upstreams_max: 1_024,
+            idle_per_upstream_max: 256,
+            idle_upstreams_max: 4_096,
             upstream_idle_ms_max: Duration::from_millis(4_000),
             trusted_proxies: TrustedProxies::default(),
             access_log: false,

@@ -7,36 +7,140 @@
 //! A connection is either idle in here or in a [`Lease`]; a lease that is dropped, not given back, closes it.
 
 use std::collections::HashMap;
+use std::fmt;
+use std::future::poll_fn;
+use std::mem;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1::SendRequest;
+use hyper::{Request, Response};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::body::RequestBody;
+use super::io::Deadline;
 use super::{Occupancy, Upstream};
 use crate::domain::ContainerId;
 
-/// A connection to a container: where requests go in, and the task that moves its bytes.
-#[derive(Debug)]
+/// A connection to a container: where requests go in, and what moves its bytes.
 pub(super) struct Connection {
-    pub(super) sender: SendRequest<RequestBody>,
-    driver: AbortHandle,
+    sender: SendRequest<RequestBody>,
+    driver: Driver,
+    /// Of the exchange that is under way; kept, so that its timer is.
+    deadline: Deadline,
+}
+
+/// What moves a connection's bytes: hyper's future for it.
+///
+/// Nearly all requests have no body. Such an exchange moves only when its client's task looks at it, so that task moves the
+/// connection as well, and a response crosses no queue between two tasks. With a body, or after an upgrade, both directions
+/// must move for themselves: a client may send all before it reads anything.
+enum Driver {
+    /// By whoever uses the connection.
+    Here(Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>),
+    /// By a task of its own.
+    Apart(AbortHandle),
+    /// It has ended.
+    Done,
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("sender", &self.sender).finish_non_exhaustive()
+    }
 }
 
 impl Connection {
-    pub(super) fn new(sender: SendRequest<RequestBody>, driver: AbortHandle) -> Self {
-        Self { sender, driver }
+    pub(super) fn new(
+        sender: SendRequest<RequestBody>,
+        driver: impl Future<Output = hyper::Result<()>> + Send + 'static,
+    ) -> Self {
+        Self { sender, driver: Driver::Here(Box::pin(driver)), deadline: Deadline::default() }
+    }
+
+    /// Moves bytes, as far as they go.
+    pub(super) fn drive(&mut self, cx: &mut Context<'_>) {
+        if let Driver::Here(driver) = &mut self.driver
+            && let Poll::Ready(ended) = driver.as_mut().poll(cx)
+        {
+            note(ended);
+            self.driver = Driver::Done;
+        }
+    }
+
+    /// Lets a task of its own move the bytes from now on.
+    pub(super) fn drive_apart(&mut self) {
+        match mem::replace(&mut self.driver, Driver::Done) {
+            Driver::Here(driver) => {
+                let task = tokio::spawn(async move { note(driver.await) });
+                self.driver = Driver::Apart(task.abort_handle());
+            }
+            other => self.driver = other,
+        }
+    }
+
+    /// Waits until a request can be sent, at most so long; whether one can.
+    pub(super) async fn ready(&mut self, wait_max: Duration) -> bool {
+        self.deadline.set_after(wait_max);
+        let ready = poll_fn(|cx| {
+            self.drive(cx);
+            match self.sender.poll_ready(cx) {
+                Poll::Ready(ready) => Poll::Ready(ready.is_ok()),
+                Poll::Pending => self.deadline.poll_passed(cx).map(|()| false),
+            }
+        })
+        .await;
+        self.deadline.clear();
+        ready
+    }
+
+    /// Hands a request over. The response comes where [`Connection::within`] waits for it.
+    pub(super) fn send(
+        &mut self,
+        request: Request<RequestBody>,
+    ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>> + use<> {
+        self.sender.try_send_request(request)
+    }
+
+    /// Waits for what this connection brings, at most so long; `None`: it did not come.
+    pub(super) async fn within<T>(
+        &mut self,
+        wait_max: Duration,
+        mut what: Pin<&mut impl Future<Output = T>>,
+    ) -> Option<T> {
+        self.deadline.set_after(wait_max);
+        let came = poll_fn(|cx| {
+            self.drive(cx);
+            match what.as_mut().poll(cx) {
+                Poll::Ready(came) => Poll::Ready(Some(came)),
+                Poll::Pending => self.deadline.poll_passed(cx).map(|()| None),
+            }
+        })
+        .await;
+        self.deadline.clear();
+        came
+    }
+}
+
+fn note(ended: hyper::Result<()>) {
+    if let Err(error) = ended {
+        tracing::trace!(%error, "connection to a container ended early");
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
         // A driver whose request body never ends would outlive its sender.
-        self.driver.abort();
+        if let Driver::Apart(task) = &self.driver {
+            task.abort();
+        }
     }
 }
 
