@@ -105,6 +105,25 @@ impl Bed {
         self.work.join("data")
     }
 
+    /// The daemon's process.
+    pub fn pid(&self) -> u32 {
+        self.daemon.id()
+    }
+
+    /// A running container's init.
+    pub fn init_of(&self, container: &str) -> Result<u32> {
+        let group = groups(&self.cgroups, &format!("/{}/{container}", self.instance)).into_iter().next();
+        let group = group.with_context(|| format!("container {container} has no cgroup"))?;
+        let processes = fs::read_to_string(group.join("cgroup.procs"))?;
+        let first = processes.lines().filter_map(|line| line.parse().ok()).min();
+        first.with_context(|| format!("container {container} has no process"))
+    }
+
+    /// A folder of the bench's own.
+    pub fn work(&self) -> &Path {
+        &self.work
+    }
+
     /// The daemon's program, which is the helper's, too.
     pub fn binary(&self) -> &Path {
         &self.binary

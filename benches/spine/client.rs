@@ -90,6 +90,11 @@ impl Reply {
         found.map(str::to_owned).with_context(|| format!("the answer has no `{key}`: {}", self.body))
     }
 
+    /// A list of `data`.
+    pub fn list(&self, key: &str) -> Option<&Vec<Value>> {
+        self.body["data"][key].as_array()
+    }
+
     pub fn id(&self) -> Result<String> {
         self.text("id")
     }

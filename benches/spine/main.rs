@@ -4,7 +4,9 @@
 //! machine that is busy for a moment is busy for all of them. Nothing runs at once but what the daemon itself does at once.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "the report is what it is for")]
 
+#[allow(dead_code, reason = "the other bench uses more of it")]
 mod bed;
+#[allow(dead_code, reason = "the other bench uses more of it")]
 mod client;
 mod counters;
 mod report;
