@@ -551,7 +551,6 @@ impl Config {
         Ok(())
     }
 
-
     /// The highest slot that has both an address in the subnet and 65536 ids below 2^32.
     pub fn last_slot(&self) -> Slot {
         let by_ids = (u32::MAX - self.users.uid_base) / slot::IDS_PER_SLOT;
@@ -661,7 +660,6 @@ mod tests {
         assert_eq!(of(&format!("{redirect}\npublic_port = 443")), (Https, 443, Http, Some(443)));
         assert_eq!(of(&format!("{redirect}\nscheme = 'http'\npublic_port = 80")), (Http, 80, Http, Some(8443)));
     }
-
 
     #[test]
     fn an_unknown_key_is_refused_by_its_name() {

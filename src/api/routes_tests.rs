@@ -15,7 +15,7 @@ use crate::lifecycle::tests::Lab;
 /// Over a machine in memory.
 async fn api() -> (Lab, Api) {
     let (lab, service, _) = Lab::new().await;
-    let names = Arc::new(super::super::tests::Zone::default());
+    let names = std::sync::Arc::new(super::super::tests::Zone::default());
     (lab, Api::new(service, names, Monitoring::default(), CancellationToken::new()))
 }
 

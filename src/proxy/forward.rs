@@ -73,7 +73,7 @@ where
     let exchange = Exchange::begin(Arc::clone(conn), Open::count(&proxy.counters.exchanges));
     let key = rand::random();
     let id = request_id(key);
-    let mut account = Account::open(proxy, peer, &request, key);
+    let mut account = Account::open(proxy, client.peer, &request, key);
     let html = wants_html(request.headers());
     let has_body = !request.body().is_end_stream();
     match forward::<S>(proxy, client, tasks, &id, &mut account, request).await {

@@ -56,8 +56,8 @@ use tokio::sync::Semaphore;
 use crate::domain::ContainerId;
 
 pub use crate::domain::host::{Alias, AliasError, HostError, HostNames, HostNamesError, Route, Scheme};
-pub use challenges::{Challenges, Showing};
 pub use access::AccessQueue;
+pub use challenges::{Challenges, Showing};
 pub use guard::{Gate, TrustedProxies};
 pub use stats::Stats;
 
