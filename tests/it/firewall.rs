@@ -342,7 +342,30 @@ fn the_address_of_a_tenant_that_does_not_run_is_not_sought_elsewhere() {
     machine.lab.internet.ip("address add 10.201.0.9/32 dev lo");
     let _server = Echo::listen(&machine.lab.internet, 80);
     assert_eq!(refused(&tenant, address(9), 80), ErrorKind::TimedOut);
-    assert!(talk(&Netns::current(), address(9), 80).is_ok(), "the host would have been led there");
+    // Nor by this host, which has a route to it.
+    assert_eq!(refused(&Netns::current(), address(9), 80), ErrorKind::TimedOut);
+}
+
+#[test]
+fn no_flow_is_open_with_an_address_that_is_nobodys() {
+    let machine = Machine::start();
+    let internet = &machine.lab.internet;
+    internet.ip(&format!("route add 10.201.0.0/16 via {HOST}"));
+    internet.ip("address add 10.201.0.8/32 dev lo");
+    internet.run(|| {
+        let send =
+            |from: Ipv4Addr, to: Ipv4Addr| UdpSocket::bind((from, 0)).unwrap().send_to(b"x", (to, 7000)).unwrap();
+        send(INTERNET, HOST);
+        // To one, and from one, to this host and beyond.
+        send(INTERNET, address(9));
+        send(address(8), HOST);
+        send(address(8), address(9));
+    });
+    let flows = || flows_of(INTERNET);
+    assert!(flows().iter().any(|flow| flow.contains(&HOST.to_string())), "they did arrive: {:?}", flows());
+    for slot in [8, 9] {
+        assert_eq!(flows_of(address(slot)), [] as [String; 0]);
+    }
 }
 
 #[test]

@@ -235,13 +235,14 @@ impl Task {
         }
         let done: BTreeSet<Slot> =
             outcomes.iter().filter(|(_, outcome)| outcome.is_ok()).map(|(slot, _)| *slot).collect();
-        // A slot that had no chains is a new tenant's: no flow of its address goes on.
-        let known =
-            applies.iter().filter(|(slot, _)| !news.contains(slot)).map(|(slot, (rules, _))| (*slot, rules.clone()));
-        let memory = self.openings.memory(|slot| done.contains(slot));
-        let cut = match done.is_empty() {
+        // A slot that had no chains has no flows: they went with its last tenant, and the base rules let none come to be on an address
+        // that is nobody's.
+        let changed: BTreeSet<Slot> = done.difference(&news).copied().collect();
+        let rules = changed.iter().map(|slot| (*slot, applies[slot].0.clone())).collect();
+        let memory = self.openings.memory(|slot| changed.contains(slot));
+        let cut = match changed.is_empty() {
             true => Ok(0),
-            false => self.kernel.cut(Scope::Slots(done), known.collect(), memory).await,
+            false => self.kernel.cut(Scope::Slots(changed), rules, memory).await,
         };
         let cut = cut.map(drop);
         for (slot, (_, replies)) in applies {

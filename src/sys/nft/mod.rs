@@ -131,8 +131,8 @@ pub trait Firewall: Send + Sync + std::fmt::Debug {
     /// Loads the whole table anew, in one transaction: the base rules and these containers' chains. Flows of tenants that they do
     /// not allow are cut.
     async fn load(&self, tenants: &[(Slot, Arc<Ruleset>)]) -> Result<(), FirewallError>;
-    /// Loads or replaces one container's chains; in force when this returns. Flows that they do not allow are cut; all, where the
-    /// slot had no chains before.
+    /// Loads or replaces one container's chains; in force when this returns. Flows that they do not allow are cut; a slot that had no
+    /// chains has none, since [`Firewall::remove`] has cut them.
     async fn apply(&self, slot: Slot, rules: &Arc<Ruleset>) -> Result<(), FirewallError>;
     /// Removes one container's chains and flows; gone when this returns, which takes a grace period of the kernel's (RCU), so run
     /// it beside the other steps of a stop. Idempotent.

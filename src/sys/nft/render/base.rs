@@ -39,6 +39,7 @@ impl Renderer {
         let filter = NfChainType::Filter;
         batch.add(self.base_chain("forward", filter, NfHook::Forward, PRIORITY_FILTER));
         batch.add(self.base_chain("input", filter, NfHook::Input, PRIORITY_FILTER));
+        batch.add(self.base_chain("output", filter, NfHook::Output, PRIORITY_FILTER));
         batch.add(self.base_chain("postrouting", NfChainType::NAT, NfHook::Postrouting, PRIORITY_SRCNAT));
         self.doors(batch);
         self.ways(batch);
@@ -87,7 +88,12 @@ impl Renderer {
         vec![
             ("forward", vec![from_tenants(), goto(FROM_TENANT)]),
             ("forward", vec![to_tenants(Operator::EQ), goto(TO_TENANT)]),
+            // Nobody else has an address of tenants: no flow is open with one that is nobody's now, for its next tenant to inherit.
+            ("forward", vec![within("daddr"), drop()]),
+            ("forward", vec![within("saddr"), drop()]),
             ("input", vec![from_tenants(), goto(TO_HOST)]),
+            ("input", vec![within("saddr"), drop()]),
+            ("output", vec![within("daddr"), to_tenants(Operator::NEQ), drop()]),
             (FROM_TENANT, vec![not_ipv4(), drop()]),
             (FROM_TENANT, vec![spoofed(), drop()]),
             (FROM_TENANT, vec![to_tenants(Operator::EQ), drop()]),

@@ -4,6 +4,7 @@
 //!  forward ─ from a tenant ─► from-tenant: source right? not to a tenant, not to 169.254/16? ─► out-<slot>
 //!          └ to a tenant ───► to-tenant: an answer, or ────────────────────────────────────► in-<slot>
 //!  input ─── from a tenant ─► to-host: source right, and to a door of the daemon's or an answer to this host, else dropped
+//!  output ── to an address of tenants, but not to a tenant ─► dropped
 //!  postrouting ─ out of this machine ─► masquerade
 //! ```
 //!
