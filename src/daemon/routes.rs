@@ -127,6 +127,7 @@ impl Table {
                     let wanted = if port == container.settings.port { Wanted::Ready } else { Wanted::Started };
                     match self.service.wake(id, wanted, self.wake_timeout).await {
                         Ok(done) => woken = Some(done.timings),
+                        Err(NotAwake::Interrupted) => {}
                         Err(error) => return refused(&container, error).into(),
                     }
                 }
@@ -161,7 +162,7 @@ fn led_to(upstream: Upstream, in_use: InUse, woken: Timings) -> Found {
 fn refused(container: &Container, error: NotAwake) -> Resolution {
     tracing::info!(container = %container.id, %error, "a request could not wake it");
     match error {
-        NotAwake::Late => Resolution::NotReady { status: "starting".to_owned() },
+        NotAwake::Late | NotAwake::Interrupted => Resolution::NotReady { status: "starting".to_owned() },
         NotAwake::Failing { retry_after, .. } => Resolution::Failing { retry_after },
         NotAwake::Crowded => Resolution::Crowded,
         NotAwake::QueueFull => Resolution::QueueFull,

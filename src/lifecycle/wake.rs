@@ -22,7 +22,7 @@ use super::room::Reserved;
 use super::starts::{Full, Permit};
 use super::supervisor::Shared;
 use super::worker::{Command, Settled};
-use crate::domain::ContainerId;
+use crate::domain::{ContainerId, Phase, StopReason};
 
 /// Requests that wait for one container to wake.
 pub const WAITERS_MAX: usize = 512;
@@ -56,6 +56,9 @@ pub enum NotAwake {
         /// When the next request may try again.
         retry_after: Duration,
     },
+    /// Somebody stopped or restarted it before it accepted: how it stands has to be looked at anew.
+    #[error("it was stopped while it woke")]
+    Interrupted,
     /// Too many wait already.
     #[error("too many requests wait for it")]
     Crowded,
@@ -304,8 +307,9 @@ async fn accepted(shared: &Shared, settled: Settled, wait: Wait) -> Outcome {
     let end = ready.wait_for(|end| *end != Readiness::Pending).await.map(|end| *end);
     let now = shared.ledger.directory().container(container.id).map_err(|_gone| NotAwake::Never)?;
     if !matches!(end, Ok(Readiness::Ready)) && now.phase.init() != container.phase.init() {
+        let by_itself = matches!(now.phase, Phase::Stopped { reason: StopReason::Exited { .. } });
+        let reason = now.phase.reason().filter(|_| by_itself).ok_or(NotAwake::Interrupted)?;
         // Its worker has noted the exit.
-        let reason = now.phase.reason().unwrap_or_else(|| "it ended".to_owned());
         return Err(NotAwake::Failing { retry_after: shared.wakes.rest(now.id, Instant::now()), reason });
     }
     // Nobody was woken where no step was made.
