@@ -156,11 +156,16 @@ impl Default for Quiet {
 }
 
 impl Quiet {
-    /// Whether a request is one of them.
+    /// The same with its words in lower case, as [`Quiet::matches`] wants them.
+    pub fn lowered(&self) -> Self {
+        let agents = self.agents.iter().filter(|word| !word.is_empty()).map(|word| word.to_ascii_lowercase());
+        Self { paths: self.paths.clone(), agents: agents.collect() }
+    }
+
+    /// Whether a request is one of them; asked for every request.
     pub fn matches(&self, path: &str, agent: &str) -> bool {
-        let has =
-            |word: &str| agent.as_bytes().windows(word.len()).any(|part| part.eq_ignore_ascii_case(word.as_bytes()));
-        self.paths.iter().any(|quiet| quiet == path) || self.agents.iter().any(|word| !word.is_empty() && has(word))
+        let agent = agent.to_ascii_lowercase();
+        self.paths.iter().any(|quiet| quiet == path) || self.agents.iter().any(|word| agent.contains(word.as_str()))
     }
 }
 

@@ -44,7 +44,7 @@ impl Table {
     /// Over this service.
     pub fn new(service: Service, config: &config::Proxy) -> Self {
         let wake_timeout = Duration::from_secs(config.wake_timeout_s.into());
-        Self { service, wake_timeout, quiet: config.quiet.clone() }
+        Self { service, wake_timeout, quiet: config.quiet.lowered() }
     }
 
     /// The container and the port that a host names, and another path where it leads to one.
