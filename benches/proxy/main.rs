@@ -93,20 +93,22 @@ fn main() -> Result<()> {
 }
 
 async fn run(args: &Args) -> Result<()> {
-    let bed = Bed::start(&args.daemon, args.log.as_deref()).await?;
-    let client = bed.client()?;
-    let project = client.post("/projects/", json!({"alias": "bench"})).await?.expect(201)?.id()?;
     for part in [Part::Proxy, Part::Wake, Part::Herd, Part::Sleepers] {
-        if args.only.contains(&part) {
-            match part {
-                Part::Proxy => throughput::measure(args, &bed, &client, &project).await?,
-                Part::Wake => wake::one_by_one(args, &client, &project).await?,
-                Part::Herd => wake::herd(args, &client, &project).await?,
-                Part::Sleepers => sleepers::measure(args, &bed, &client, &project).await?,
-            }
+        if !args.only.contains(&part) {
+            continue;
         }
+        // Each has a daemon of its own: memory that a herd has freed would hide what sleepers take.
+        let bed = Bed::start(&args.daemon, args.log.as_deref()).await?;
+        let client = bed.client()?;
+        let project = client.post("/projects/", json!({"alias": "bench"})).await?.expect(201)?.id()?;
+        match part {
+            Part::Proxy => throughput::measure(args, &bed, &client, &project).await?,
+            Part::Wake => wake::one_by_one(args, &client, &project).await?,
+            Part::Herd => wake::herd(args, &client, &project).await?,
+            Part::Sleepers => sleepers::measure(args, &bed, &client, &project).await?,
+        }
+        client.delete(&format!("/projects/{project}")).await?.expect(200)?;
     }
-    client.delete(&format!("/projects/{project}")).await?.expect(200)?;
     println!("{}", figures::machine());
     Ok(())
 }
