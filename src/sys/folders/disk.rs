@@ -14,6 +14,9 @@ use crate::sys::btrfs::{PRIVATE_MODE, Pool, PoolError};
 use crate::sys::image::{reset_identity, write_inside, write_names};
 use crate::sys::oci::{self, BundleSpec};
 
+/// How often a folder is removed that fills while it is being emptied.
+const REMOVE_TRIES_MAX: u32 = 4;
+
 /// What a container's log may hold on the disk until it is cut. With a look every other second a program may write some 30 MiB a
 /// second while what it wrote is in memory alone; what has reached the disk counts until the filesystem's next commit (30 s). What
 /// it writes beyond is refused with EDQUOT.
@@ -82,6 +85,17 @@ pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = std::fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&fresh)?;
     file.write_all(bytes)?;
     std::fs::rename(&fresh, path)
+}
+
+/// Removes a folder with all that is in it. A log's last line may come to be in there meanwhile, once: its writer finds no folder then.
+fn remove_all(path: &Path) -> io::Result<()> {
+    let mut tries = 1..REMOVE_TRIES_MAX;
+    loop {
+        match gone_is_fine(std::fs::remove_dir_all(path)) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty && tries.next().is_some() => {}
+            done => return done,
+        }
+    }
 }
 
 fn gone_is_fine(result: io::Result<()>) -> io::Result<()> {
@@ -184,7 +198,7 @@ impl Folders for DiskFolders {
         // A subvolume that is empty is removed like a folder (rmdir(2), since Linux 4.18); its quota group is swept later.
         self.blocking(move |layout| {
             for path in [layout.bundle(id), layout.pool.container(id)] {
-                gone_is_fine(std::fs::remove_dir_all(&path)).map_err(failed("remove", &path))?;
+                remove_all(&path).map_err(failed("remove", &path))?;
             }
             Ok(())
         })
