@@ -87,7 +87,7 @@ fn main() -> Result<()> {
         tokio::select! {
             // Whichever comes first; the bed is dropped, and with it everything is removed.
             done = run(&args) => done,
-            _ = tokio::signal::ctrl_c() => anyhow::bail!("interrupted; what was made is removed"),
+            _ = bed::interrupted() => anyhow::bail!("interrupted; what was made is removed"),
         }
     })
 }

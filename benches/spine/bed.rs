@@ -13,6 +13,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tenantry::sys::cgroup::{Layout, Version};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::client::Client;
 
@@ -32,6 +33,16 @@ pub fn enter_namespaces() -> Result<()> {
     let up = Command::new("ip").args(["link", "set", "lo", "up"]).status().context("cannot run ip")?;
     ensure!(up.success(), "the loopback link does not come up");
     Ok(())
+}
+
+/// Waits until somebody wants the bench to end.
+pub async fn interrupted() -> Result<()> {
+    let mut terminated = signal(SignalKind::terminate())?;
+    tokio::select! {
+        // Whichever comes first; both only wait.
+        interrupted = tokio::signal::ctrl_c() => Ok(interrupted?),
+        _ = terminated.recv() => Ok(()),
+    }
 }
 
 /// What /run is on a machine in production, and not on every machine that this runs on.
