@@ -4,7 +4,7 @@
 //!
 //! | floor | modules | what lives there |
 //! |---|---|---|
-//! | 4 | [`api`], [`proxy`], [`egress`], [`cli`], [`telemetry`] | surfaces; only `api`, `proxy` and `egress::dial` know HTTP |
+//! | 4 | [`api`], [`proxy`], [`egress`], [`exec`], [`cli`], [`telemetry`] | surfaces; only `api`, `proxy` and `egress::dial` know HTTP |
 //! | 3 | [`lifecycle`] | what may happen to a container, and how it is undone |
 //! | 2 | [`store`] | records, journals, events |
 //! | 1 | [`sys`] | one driver a folder; the only code that touches the kernel |
@@ -17,6 +17,7 @@ pub mod config;
 pub mod daemon;
 pub mod domain;
 pub mod egress;
+pub mod exec;
 pub mod lifecycle;
 pub mod metrics;
 pub mod proxy;

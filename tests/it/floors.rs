@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules at the top of the crate, and the floor each is on.
-const FLOORS: [(&str, u8); 13] = [
+const FLOORS: [(&str, u8); 14] = [
     ("domain", 0),
     ("config", 0),
     ("metrics", 0),
@@ -15,6 +15,7 @@ const FLOORS: [(&str, u8); 13] = [
     ("api", 4),
     ("proxy", 4),
     ("egress", 4),
+    ("exec", 4),
     ("daemon", 4),
     ("cli", 4),
     ("telemetry", 4),
