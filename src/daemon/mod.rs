@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -235,11 +236,14 @@ impl Daemon {
     /// The names of the URLs cannot be used.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), DaemonError> {
         let Self { service, pool, api, proxy: listener, tls, gateway, config, .. } = self;
-        let routes = Arc::new(routes::Table::new(service.clone(), &config.proxy));
+        let routes = Arc::new(routes::Table::new(service.clone(), Handle::current(), &config.proxy));
         let trusted_proxies = TrustedProxies::new(&config.proxy.trusted_proxies);
         let access_log = config.proxy.access_log;
-        let bounds = ProxyConfig { trusted_proxies, access_log, ..ProxyConfig::default() };
-        let proxy = Proxy::new(config.host_names()?, routes, bounds);
+        // A thread a core, as every server of many connections has.
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let bounds = ProxyConfig { threads, trusted_proxies, access_log, ..ProxyConfig::default() };
+        let proxy = Proxy::new(config.host_names()?, routes, bounds)
+            .map_err(|source| DaemonError::System("cannot start the proxy's threads", source))?;
         let beside = TaskTracker::new();
         let served = CancellationToken::new();
         beside.spawn(access_log::write(proxy.clone(), service.clone(), served.clone()));

@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
+use tokio::runtime::Handle;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::config;
 use crate::domain::alias::Standing;
 use crate::domain::host::Route;
 use crate::domain::{Container, ContainerId, PauseReason, Phase, ProxyAlias};
-use crate::lifecycle::{InUse, Named, NotAwake, Service, Timings, Use, Wanted};
+use crate::lifecycle::{InUse, Named, NotAwake, Service, Timings, Use, Wanted, Woken};
 use crate::proxy::{Found, Gate, Occupancy, Resolution, Routes, Upstream, Visitor};
 
 /// Looks at a container that a request may need: it may be awake, be woken, and by then have been put to sleep again.
@@ -21,6 +23,8 @@ const LOOKS_MAX: usize = 4;
 #[derive(Debug)]
 pub struct Table {
     service: Service,
+    /// Where containers are woken: the proxy's threads only serve.
+    background: Handle,
     wake_timeout: Duration,
     quiet: config::Quiet,
 }
@@ -41,10 +45,10 @@ enum State {
 }
 
 impl Table {
-    /// Over this service.
-    pub fn new(service: Service, config: &config::Proxy) -> Self {
+    /// Over this service, which does its work on this runtime.
+    pub fn new(service: Service, background: Handle, config: &config::Proxy) -> Self {
         let wake_timeout = Duration::from_secs(config.wake_timeout_s.into());
-        Self { service, wake_timeout, quiet: config.quiet.lowered() }
+        Self { service, background, wake_timeout, quiet: config.quiet.lowered() }
     }
 
     /// The container and the port that a host names, and another path where it leads to one.
@@ -108,6 +112,14 @@ impl Table {
         }
     }
 
+    /// Wakes it, away from here.
+    async fn woken(&self, id: ContainerId, wanted: Wanted) -> Result<Woken, NotAwake> {
+        let (service, timeout) = (self.service.clone(), self.wake_timeout);
+        let waking = self.background.spawn(async move { service.wake(id, wanted, timeout).await });
+        // The daemon is going down where there is no answer.
+        AbortOnDropHandle::new(waking).await.unwrap_or(Err(NotAwake::Never))
+    }
+
     /// Waits until the container is awake.
     async fn wake(&self, id: ContainerId, port: NonZeroU16, in_use: InUse, is_quiet: bool) -> Found {
         let mut woken = None;
@@ -125,7 +137,7 @@ impl Table {
                 State::Asleep if is_quiet => return Resolution::Asleep.into(),
                 State::Asleep => {
                     let wanted = if port == container.settings.port { Wanted::Ready } else { Wanted::Started };
-                    match self.service.wake(id, wanted, self.wake_timeout).await {
+                    match self.woken(id, wanted).await {
                         Ok(done) => woken = Some(done.timings),
                         Err(NotAwake::Interrupted) => {}
                         Err(error) => return refused(&container, error).into(),

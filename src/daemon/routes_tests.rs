@@ -172,7 +172,7 @@ async fn play(acts: Vec<Act>) {
         tenants.push(Run::tenant(&service, project, n, &mut listeners).await);
     }
     let (host, faults) = (lab.host.clone(), lab.faults.clone());
-    let table = Table::new(service.clone(), &config::Proxy::default());
+    let table = Table::new(service.clone(), Handle::current(), &config::Proxy::default());
     let run = Arc::new(Run { service, table, host, faults, failed: AtomicBool::new(false), project, tenants });
     let mut tasks = JoinSet::new();
     for act in acts {

@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use super::io::{ClientIo, ConnState, IoBounds};
 use super::server::Tasks;
+use super::threads::Home;
 use super::{BUFFER_BYTES_MIN, Door, Proxy, forward};
 
 /// For a client of HTTP/2 to take leave once all that it asked for is answered.
@@ -24,6 +25,8 @@ const FAREWELL_MS_MAX: Duration = Duration::from_millis(2_000);
 pub(super) struct Client {
     pub peer: SocketAddr,
     pub door: Door,
+    /// The thread that serves it.
+    pub home: Home,
 }
 
 /// What is known of a client before its first byte.

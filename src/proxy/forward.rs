@@ -26,6 +26,7 @@ use super::pool::{Connection, Lease};
 use super::refusal::{Refusal, wants_html};
 use super::server::Tasks;
 use super::stats::Open;
+use super::threads::Home;
 use super::tunnel::Tunnel;
 use super::{BUFFER_BYTES_MIN, Found, Occupancy, Proxy, Resolution, Upstream, Visitor};
 use crate::domain::host::{HostError, Route};
@@ -119,7 +120,7 @@ where
     let origin = Origin { peer, scheme: client.door.scheme, host: &host, request_id: id };
     let Outgoing { request, watch, upgrade } = proxy.outgoing(request, origin);
     let sent = Instant::now();
-    let (mut response, mut lease) = proxy.send(&upstream, request, watch.as_ref()).await?;
+    let (mut response, mut lease) = proxy.send(client.home, &upstream, request, watch.as_ref()).await?;
     account.upstream = Some(sent.elapsed());
     lease.in_use = in_use;
     add_timing(response.headers_mut(), &woken);
@@ -248,11 +249,12 @@ impl Proxy {
     /// Sends on an idle connection if there is one, and once more on a fresh one if that turned out dead.
     async fn send(
         &self,
+        home: Home,
         upstream: &Upstream,
         mut request: Request<RequestBody>,
         watch: Option<&Arc<BodyWatch>>,
     ) -> Result<(Response<Incoming>, Lease), Refusal> {
-        let entered = self.pool.enter(upstream);
+        let entered = self.pool.enter(home, upstream);
         let slot = match Arc::clone(&entered.slots).try_acquire_owned() {
             Ok(slot) => slot,
             Err(_) => match timeout(self.config.connect_ms_max, entered.slots.acquire_owned()).await {
@@ -263,7 +265,7 @@ impl Proxy {
         if let Some(mut connection) = entered.connection {
             let spare = spare_of(&request);
             match self.exchange(&mut connection, request, watch).await {
-                Ok(response) => return Ok((response, self.lease(connection, upstream, slot))),
+                Ok(response) => return Ok((response, self.lease(home, connection, upstream, slot))),
                 Err(Lost::Final(refusal)) => return Err(refusal),
                 Err(Lost::Unsent(whole)) => request = *whole,
                 Err(Lost::Closed) => request = spare.ok_or(Refusal::Broken)?,
@@ -271,14 +273,14 @@ impl Proxy {
         }
         let mut connection = self.connect(upstream).await?;
         match self.exchange(&mut connection, request, watch).await {
-            Ok(response) => Ok((response, self.lease(connection, upstream, slot))),
+            Ok(response) => Ok((response, self.lease(home, connection, upstream, slot))),
             Err(Lost::Final(refusal)) => Err(refusal),
             Err(Lost::Unsent(_) | Lost::Closed) => Err(Refusal::Broken),
         }
     }
 
-    fn lease(&self, connection: Connection, upstream: &Upstream, slot: OwnedSemaphorePermit) -> Lease {
-        Lease { connection, upstream: *upstream, pool: Arc::clone(&self.pool), in_use: None, _slot: slot }
+    fn lease(&self, home: Home, connection: Connection, upstream: &Upstream, slot: OwnedSemaphorePermit) -> Lease {
+        Lease { connection, home, upstream: *upstream, pool: Arc::clone(&self.pool), in_use: None, _slot: slot }
     }
 
     /// A new connection that provably leads to this start of this container: it stood at a moment after which the

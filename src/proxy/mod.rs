@@ -41,6 +41,7 @@ mod server;
 mod stats;
 #[cfg(test)]
 mod tests;
+mod threads;
 pub mod tls;
 mod tunnel;
 
@@ -182,6 +183,8 @@ pub struct Door {
 /// The bounds of a proxy. Times are `Duration`s in whole milliseconds.
 #[derive(Debug, Clone, Copy)]
 pub struct ProxyConfig {
+    /// Threads that serve clients; at least one.
+    pub threads: usize,
     /// Bytes of a request's target and headers.
     pub header_bytes_max: usize,
     /// Fields of a request; at most 100.
@@ -239,6 +242,7 @@ pub struct ProxyConfig {
 impl Default for ProxyConfig {
     fn default() -> Self {
         Self {
+            threads: 1,
             header_bytes_max: 32 * 1024,
             header_count_max: 96,
             buffer_bytes_max: 64 * 1024,
@@ -280,29 +284,35 @@ pub struct Proxy {
     guard: guard::Guard,
     challenges: OnceLock<Arc<Challenges>>,
     access: AccessQueue,
+    threads: threads::Threads,
 }
 
 impl Proxy {
     /// A proxy for these names and routes.
-    pub fn new(names: HostNames, routes: Arc<dyn Routes>, config: ProxyConfig) -> Arc<Self> {
+    ///
+    /// # Errors
+    /// Its threads cannot be started.
+    pub fn new(names: HostNames, routes: Arc<dyn Routes>, config: ProxyConfig) -> std::io::Result<Arc<Self>> {
+        let threads = threads::Threads::start(config.threads)?;
         let bounds = pool::PoolBounds {
             per_upstream_max: config.per_upstream_max,
             idle_per_upstream_max: config.idle_per_upstream_max,
             idle_max: config.idle_upstreams_max,
             idle_for_max: config.upstream_idle_ms_max,
         };
-        Arc::new(Self {
+        Ok(Arc::new(Self {
             names,
             routes,
             config,
-            pool: Arc::new(pool::Pool::new(bounds)),
+            pool: Arc::new(pool::Pool::new(bounds, threads.count())),
             connections: Arc::new(Semaphore::new(config.connections_max)),
             tunnels: Arc::new(Semaphore::new(config.tunnels_max)),
             counters: stats::Counters::default(),
             guard: guard::Guard::new(),
             challenges: OnceLock::new(),
             access: AccessQueue::default(),
-        })
+            threads,
+        }))
     }
 
     /// Answers ACME's challenges itself, under every host: nobody behind it is asked for them.

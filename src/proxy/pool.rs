@@ -2,7 +2,8 @@
 //!
 //! Addresses are reused: when a container stops, another may get its address. So a connection is known by the
 //! container, the epoch of its start, and the address; what was pooled for one epoch is closed when a later one is
-//! seen, and never handed out for another.
+//! seen, and never handed out for another. Each thread of the proxy has its own idle ones: what a connection brings is
+//! noticed by the thread that made it.
 //!
 //! A connection is either idle in here or in a [`Lease`]; a lease that is dropped, not given back, closes it.
 
@@ -26,6 +27,7 @@ use tokio::time::Instant;
 
 use super::body::RequestBody;
 use super::io::Deadline;
+use super::threads::Home;
 use super::{Occupancy, Upstream};
 use crate::domain::ContainerId;
 
@@ -155,8 +157,19 @@ struct Idle {
 struct Entry {
     epoch: u64,
     slots: Arc<Semaphore>,
-    /// Oldest first; taken from the end, so that the warmest is used and the rest expires.
-    idle: Vec<Idle>,
+    /// By thread; oldest first: taken from the end, so that the warmest is used and the rest expires.
+    idle: Vec<Vec<Idle>>,
+}
+
+impl Entry {
+    fn idle_count(&self) -> usize {
+        self.idle.iter().map(Vec::len).sum()
+    }
+
+    /// Takes all idle connections out.
+    fn clear(&mut self) -> Vec<Idle> {
+        self.idle.iter_mut().flat_map(mem::take).collect()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -178,6 +191,7 @@ pub(super) struct PoolBounds {
 #[derive(Debug)]
 pub(super) struct Pool {
     bounds: PoolBounds,
+    threads: usize,
     entries: Mutex<Entries>,
 }
 
@@ -189,8 +203,8 @@ pub(super) struct Entered {
 }
 
 impl Pool {
-    pub(super) fn new(bounds: PoolBounds) -> Self {
-        Self { bounds, entries: Mutex::default() }
+    pub(super) fn new(bounds: PoolBounds, threads: usize) -> Self {
+        Self { bounds, threads, entries: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Entries> {
@@ -198,8 +212,8 @@ impl Pool {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The slots of a container, and an idle connection to exactly this upstream if there is one.
-    pub(super) fn enter(&self, upstream: &Upstream) -> Entered {
+    /// The slots of a container, and an idle connection of this thread to exactly this upstream if there is one.
+    pub(super) fn enter(&self, home: Home, upstream: &Upstream) -> Entered {
         let now = Instant::now();
         let mut outdated = Vec::new();
         let mut entries = self.lock();
@@ -207,20 +221,20 @@ impl Pool {
         let entry = by_container.entry(upstream.container).or_insert_with(|| Entry {
             epoch: upstream.epoch,
             slots: Arc::new(Semaphore::new(self.bounds.per_upstream_max)),
-            idle: Vec::new(),
+            idle: (0..self.threads).map(|_| Vec::new()).collect(),
         });
         if upstream.epoch > entry.epoch {
             entry.epoch = upstream.epoch;
-            *idle_total -= entry.idle.len();
-            outdated = std::mem::take(&mut entry.idle);
+            outdated = entry.clear();
+            *idle_total -= outdated.len();
         }
         let slots = Arc::clone(&entry.slots);
         let fits = |idle: &Idle| idle.addr == upstream.addr && now - idle.since < self.bounds.idle_for_max;
-        let found = match entry.idle.iter().rposition(fits) {
-            Some(at) if entry.epoch == upstream.epoch => {
+        let found = match entry.idle.get_mut(home.0) {
+            Some(idle) if entry.epoch == upstream.epoch => idle.iter().rposition(fits).map(|at| {
                 *idle_total -= 1;
-                Some(entry.idle.remove(at).connection)
-            }
+                idle.remove(at).connection
+            }),
             _ => None,
         };
         drop(entries);
@@ -228,24 +242,27 @@ impl Pool {
         Entered { slots, connection: found.filter(|c| !c.sender.is_closed()) }
     }
 
-    fn put(&self, upstream: &Upstream, connection: Connection) {
+    fn put(&self, home: Home, upstream: &Upstream, connection: Connection) {
         if connection.sender.is_closed() {
             return;
         }
         let mut entries = self.lock();
         let Entries { by_container, idle_total } = &mut *entries;
         let Some(entry) = by_container.get_mut(&upstream.container) else { return };
-        let room = *idle_total < self.bounds.idle_max && entry.idle.len() < self.bounds.idle_per_upstream_max;
-        if entry.epoch == upstream.epoch && room {
+        let room = *idle_total < self.bounds.idle_max && entry.idle_count() < self.bounds.idle_per_upstream_max;
+        if entry.epoch == upstream.epoch
+            && room
+            && let Some(idle) = entry.idle.get_mut(home.0)
+        {
             *idle_total += 1;
-            entry.idle.push(Idle { addr: upstream.addr, since: Instant::now(), connection });
+            idle.push(Idle { addr: upstream.addr, since: Instant::now(), connection });
         }
     }
 
     /// Closes the idle connections of a container, as when it stops.
     pub(super) fn forget(&self, container: ContainerId) {
         let mut entries = self.lock();
-        let idle = entries.by_container.get_mut(&container).map(|e| std::mem::take(&mut e.idle)).unwrap_or_default();
+        let idle = entries.by_container.get_mut(&container).map(Entry::clear).unwrap_or_default();
         entries.idle_total -= idle.len();
     }
 
@@ -256,10 +273,12 @@ impl Pool {
         let mut entries = self.lock();
         let Entries { by_container, idle_total } = &mut *entries;
         by_container.retain(|_, entry| {
-            let old = entry.idle.partition_point(|idle| now - idle.since >= self.bounds.idle_for_max);
-            expired.extend(entry.idle.drain(..old));
+            for idle in &mut entry.idle {
+                let old = idle.partition_point(|idle| now - idle.since >= self.bounds.idle_for_max);
+                expired.extend(idle.drain(..old));
+            }
             // A permit and a waiter each hold the slots.
-            !entry.idle.is_empty() || Arc::strong_count(&entry.slots) > 1
+            entry.idle_count() > 0 || Arc::strong_count(&entry.slots) > 1
         });
         *idle_total -= expired.len();
         drop(entries);
@@ -280,6 +299,8 @@ impl Pool {
 #[derive(Debug)]
 pub(super) struct Lease {
     pub(super) connection: Connection,
+    /// The thread that made it.
+    pub(super) home: Home,
     pub(super) upstream: Upstream,
     pub(super) pool: Arc<Pool>,
     /// Keeps the container awake.
@@ -290,7 +311,7 @@ pub(super) struct Lease {
 impl Lease {
     /// Returns the connection for the next request.
     pub(super) fn give_back(self) {
-        let Self { connection, upstream, pool, .. } = self;
-        pool.put(&upstream, connection);
+        let Self { connection, home, upstream, pool, .. } = self;
+        pool.put(home, &upstream, connection);
     }
 }

@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use super::conn::{self, Client, Speaks};
 use super::stats::Open;
+use super::threads::Seat;
 use super::tls::Tls;
 use super::{Door, Proxy, Scheme};
 
@@ -63,13 +64,16 @@ impl Proxy {
         let cut = tasks.abort.clone().drop_guard();
         tasks.tracker.spawn(sweep(Arc::clone(&self), tasks.drain.clone(), tasks.abort.clone()));
         while let Some((stream, peer, slot)) = self.next_client(&listener, &tasks.drain).await {
+            let Some(seat) = self.threads.seat() else { break };
             let open = Open::count(&self.counters.connections);
-            let client = Client { peer, door };
+            let client = Client { peer, door, home: seat.home };
             let served = serve_client(Arc::clone(&self), stream, client, tls.clone(), tasks.clone());
-            tasks.tracker.spawn(async move {
-                let _held: (OwnedSemaphorePermit, Open) = (slot, open);
+            let runtime = seat.runtime.clone();
+            let served = async move {
+                let _held: (OwnedSemaphorePermit, Open, Seat) = (slot, open, seat);
                 served.await;
-            });
+            };
+            tasks.tracker.spawn_on(served, &runtime);
         }
         drop(listener);
         tasks.tracker.close();
@@ -87,13 +91,17 @@ impl Proxy {
         &self,
         listener: &TcpListener,
         drain: &CancellationToken,
-    ) -> Option<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
+    ) -> Option<(std::net::TcpStream, SocketAddr, OwnedSemaphorePermit)> {
         let next = async {
             // The semaphore is never closed.
             let slot = Arc::clone(&self.connections).acquire_owned().await.ok()?;
             loop {
                 match listener.accept().await {
-                    Ok((stream, peer)) => return Some((stream, peer, slot)),
+                    // Without the runtime that accepted it: another will wait for it.
+                    Ok((stream, peer)) => match stream.into_std() {
+                        Ok(stream) => return Some((stream, peer, slot)),
+                        Err(error) => tracing::debug!(%peer, %error, "a client is lost"),
+                    },
                     Err(error) if is_about_one_client(&error) => {}
                     Err(error) => {
                         tracing::warn!(%error, "the proxy cannot accept a connection");
@@ -107,9 +115,6 @@ impl Proxy {
             () = drain.cancelled() => return None,
             client = next => client?,
         };
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "TCP_NODELAY was refused");
-        }
         Some((stream, peer, slot))
     }
 }
@@ -134,7 +139,20 @@ async fn sweep(proxy: Arc<Proxy>, drain: CancellationToken, abort: CancellationT
 }
 
 /// One client, from its handshake where it speaks TLS.
-async fn serve_client(proxy: Arc<Proxy>, stream: TcpStream, client: Client, tls: Option<Arc<Tls>>, tasks: Tasks) {
+async fn serve_client(
+    proxy: Arc<Proxy>,
+    stream: std::net::TcpStream,
+    client: Client,
+    tls: Option<Arc<Tls>>,
+    tasks: Tasks,
+) {
+    let stream = match TcpStream::from_std(stream) {
+        Ok(stream) => stream,
+        Err(error) => return tracing::warn!(peer = %client.peer, %error, "a client cannot be waited for"),
+    };
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "TCP_NODELAY was refused");
+    }
     let Some(tls) = tls else {
         return conn::serve(proxy, stream, Speaks::Either, client, tasks).await;
     };

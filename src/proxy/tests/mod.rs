@@ -105,7 +105,7 @@ impl Bed {
         let addr = listener.local_addr().unwrap();
         let table = Arc::new(Table::default());
         let names = HostNames::new("node1", "localhost", Scheme::Http, 80).unwrap();
-        let proxy = Proxy::new(names, Arc::clone(&table) as Arc<dyn Routes>, config);
+        let proxy = Proxy::new(names, Arc::clone(&table) as Arc<dyn Routes>, config).unwrap();
         let stop = CancellationToken::new();
         let served = tokio::spawn(Arc::clone(&proxy).serve(listener, stop.clone()));
         Self { addr, proxy, table, stop, served, acme: ContainerId::generate() }

@@ -209,6 +209,7 @@ async fn a_client_that_leaves_is_noticed_by_the_container() {
     client.chunk().await;
     drop(client);
     within(gone.notified()).await;
+    until(|| bed.proxy.stats().exchanges == 0).await;
     let mut client = bed.client().await;
     client.send(&get("/slow")).await;
     until(|| bed.proxy.stats().exchanges == 1).await;
