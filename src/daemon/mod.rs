@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -131,7 +131,7 @@ impl TlsDoor {
         let takes_challenges = config.acme.enabled && config.acme.challenge == AcmeChallenge::TlsAlpn01;
         let bounds = TlsConfig { takes_challenges, ..TlsConfig::default() };
         let tls = Tls::new(Arc::clone(&certificates), bounds)?;
-        Ok(Some(Self { listener: listen("proxy's TLS", address).await?, certificates, challenges, tls }))
+        Ok(Some(Self { listener: listen("proxy's TLS", address)?, certificates, challenges, tls }))
     }
 }
 
@@ -145,6 +145,10 @@ const PRIVATE_MODE: u32 = 0o700;
 /// Of the run folder: containers' inits pass it on their way to their rootfs, and none may list it.
 const PASS_MODE: u32 = 0o711;
 
+/// Clients that wait to be accepted; the kernel's `net.core.somaxconn`, 4096 by default, bounds it too. Where there is no room the kernel drops
+/// what comes, and the client tries again after a second: with the usual 128, some of 512 that came at once waited so long.
+const BACKLOG: u32 = 4_096;
+
 /// A folder with exactly this mode, also where an earlier daemon made it with another.
 fn make_folder(path: &Path, mode: u32) -> Result<(), DaemonError> {
     let made = std::fs::DirBuilder::new().recursive(true).mode(mode).create(path);
@@ -152,8 +156,14 @@ fn make_folder(path: &Path, mode: u32) -> Result<(), DaemonError> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(file("protect", path))
 }
 
-async fn listen(what: &'static str, address: SocketAddr) -> Result<TcpListener, DaemonError> {
-    TcpListener::bind(address).await.map_err(|source| DaemonError::Listen { what, address, source })
+fn listen(what: &'static str, address: SocketAddr) -> Result<TcpListener, DaemonError> {
+    let bound = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    bound().map_err(|source| DaemonError::Listen { what, address, source })
 }
 
 /// The drivers of this host, for this configuration.
@@ -198,8 +208,8 @@ impl Daemon {
         let store: Arc<dyn Store> = Arc::new(Arc::new(SledStore::open_after_another(&database).await?));
         let records = Records::open(store).await?;
         let policies = load_policies(&config.policies_dir)?;
-        let api = listen("API", config.api.listen).await?;
-        let proxy = listen("proxy", config.proxy.listen).await?;
+        let api = listen("API", config.api.listen)?;
+        let proxy = listen("proxy", config.proxy.listen)?;
         let tls = TlsDoor::open(&config).await?;
         let options =
             PoolOptions { path: config.pool_path(), size: config.pool.size, label: config.instance.to_string() };
