@@ -587,6 +587,11 @@ impl Config {
         self.data_dir.join("admin.token")
     }
 
+    /// Where scripts' workers come to the API.
+    pub fn scripts_socket(&self) -> PathBuf {
+        self.run_dir.join("scripts").join("api.sock")
+    }
+
     /// As TOML, for `tenantry config default`.
     ///
     /// # Errors

@@ -59,10 +59,10 @@ pub async fn create(
     Json(body): Json<AliasBody>,
 ) -> Result<Answer<AliasView>, ApiError> {
     let new = body.into_new(Timestamp::now())?;
-    caller.container(&api.service, new.container)?;
+    caller.own(&api.service, new.container)?;
     may_vouch(&caller, &new.settings)?;
     let alias = api.service.create_alias(new).await?;
-    Ok(Answer::created("Proxy alias created successfully", view(&api, &alias)).about(alias.container))
+    Ok(Answer::created("Proxy alias created successfully", view(&api, &alias)).about(alias.container).made(alias.id))
 }
 
 /// List aliases

@@ -1,50 +1,138 @@
 //! Who asks, and what they may know of.
 //!
-//! [`require_token`] stands before every route below `/api/v1`: there is no handler without a [`Caller`]. A
-//! `read_only` token is held to GET by the method, not by each handler. What lies outside a token's project is 404:
-//! it may not even learn that the thing exists.
+//! [`require_token`] stands before every route below `/api/v1`: there is no handler without a [`Caller`]. What a request is,
+//! as far as rights go, is told by its method and route alone ([`deed_of`]); whether the caller may is told by [`may`], before
+//! the handler. A route that is new changes something of the host's until it is said to be something else. What lies outside a
+//! token's project is 404: it may not even learn that the thing exists.
+//!
+//! Two doors lead here, and a key fits one: tokens over TCP, keys of runs over the socket for scripts.
 
 use std::sync::Arc;
 
-use axum::extract::{FromRequestParts, Request, State};
+use axum::extract::rejection::RawPathParamsRejection;
+use axum::extract::{FromRequestParts, MatchedPath, RawPathParams, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use super::Api;
 use super::error::ApiError;
-use crate::domain::token::Permissions;
+use super::{Api, BASE, audit};
+use crate::domain::may::{Deed, Denied, may};
+use crate::domain::token::{Permissions, TokenHash};
 use crate::domain::{Container, ContainerId, Project, ProjectId, Token, TokenId};
+use crate::exec::runs::{Holder, Runs};
 use crate::lifecycle::{Refused, Service, What};
 
-/// The token a request came with.
+/// What a router takes for proof of who asks.
 #[derive(Debug, Clone)]
-pub struct Caller(Arc<Token>);
+pub enum Door {
+    /// A token's secret.
+    Tokens,
+    /// A run's key.
+    Runs(Runs),
+}
 
-/// Refuses a request without a token that may do it.
-pub async fn require_token(State(api): State<Api>, mut request: Request, next: Next) -> Response {
-    match admit(&api.service, request.method(), request.headers()) {
-        Ok(caller) => {
-            request.extensions_mut().insert(caller);
-            next.run(request).await
-        }
-        Err(error) => error.into_response(),
+/// Who a request comes from.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    token: Arc<Token>,
+    proof: Proof,
+}
+
+#[derive(Debug, Clone)]
+enum Proof {
+    /// A secret that hashes so.
+    Secret(TokenHash),
+    /// A run's key.
+    Run(Arc<Holder>),
+}
+
+/// What a request is about, as far as its path tells.
+#[derive(Debug, Clone, Default)]
+pub struct Target {
+    /// The id in its path.
+    pub object: Option<String>,
+    /// The container that it is, or belongs to.
+    pub container: Option<Arc<Container>>,
+    /// The project that it is, or belongs to.
+    pub project: Option<ProjectId>,
+}
+
+impl Target {
+    fn of(service: &Service, route: &str, id: Option<&str>) -> Self {
+        let object = id.map(str::to_owned);
+        let parsed = |kind: &str| id.filter(|_| route.starts_with(kind));
+        let container = match parsed("/proxy/aliases/{id}") {
+            Some(id) => id.parse().ok().and_then(|id| service.alias(id).ok()).map(|alias| alias.container),
+            None => parsed("/containers/{id}").and_then(|id| id.parse().ok()),
+        };
+        let container = container.and_then(|id| service.container(id).ok());
+        let project = parsed("/projects/{id}").and_then(|id| id.parse().ok());
+        let project = project.or_else(|| container.as_ref().map(|one| one.project));
+        Self { object, container, project }
     }
 }
 
-/// The token of a request, where it may do what the method says.
+/// What a request is, by its method and its route below [`BASE`].
+pub fn deed_of(method: &Method, route: &str) -> Deed {
+    match route {
+        _ if route.starts_with("/exec/") => Deed::Scripts,
+        _ if method.is_safe() => Deed::Read,
+        "/containers/{id}/copy" => Deed::Copy,
+        // Which container it is for stands in the body; the handler asks by [`Caller::own`].
+        "/proxy/aliases" => Deed::Change,
+        _ if route.starts_with("/containers/{id}") || route.starts_with("/proxy/aliases/{id}") => Deed::Change,
+        _ => Deed::Govern,
+    }
+}
+
+/// Refuses a request whose caller may not do it; notes one that changes something.
+pub async fn require_token(
+    State(api): State<Api>,
+    route: MatchedPath,
+    params: Result<RawPathParams, RawPathParamsRejection>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let caller = match admit(&api, request.headers()) {
+        Ok(caller) => caller,
+        Err(error) => return error.into_response(),
+    };
+    let route = route.as_str().strip_prefix(BASE).unwrap_or(route.as_str());
+    let id = params.as_ref().ok().and_then(|params| params.iter().find(|(name, _)| *name == "id"));
+    let target = Target::of(&api.service, route, id.map(|(_, value)| value));
+    let judged = caller.judge(deed_of(request.method(), route), &target);
+    let note = audit::begin(&api.service, &caller, route, target, &request);
+    let response = match judged {
+        Ok(()) => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
+        Err(denied) => ApiError::from(denied).into_response(),
+    };
+    match note {
+        Some(note) => note.end(response).await,
+        None => response,
+    }
+}
+
+/// Who presents what a request bears.
 ///
 /// # Errors
-/// 401 and 403.
-pub(super) fn admit(service: &Service, method: &Method, headers: &HeaderMap) -> Result<Caller, ApiError> {
-    let secret = presented(headers)?;
-    let token = service.authenticate(secret).map_err(refused)?;
-    let caller = Caller(token);
-    if !(method.is_safe() || caller.may_write()) {
-        return Err(insufficient("this token is read_only"));
+/// 401.
+pub(super) fn admit(api: &Api, headers: &HeaderMap) -> Result<Caller, ApiError> {
+    let hash = TokenHash::of(presented(headers)?);
+    match &api.door {
+        Door::Tokens => {
+            let token = api.service.authenticate(&hash).map_err(refused)?;
+            Ok(Caller { token, proof: Proof::Secret(hash) })
+        }
+        Door::Runs(runs) => {
+            let holder = runs.holder(&hash).ok_or_else(|| refused(Refused::Unknown))?;
+            Ok(Caller { token: Arc::new(holder.identity()), proof: Proof::Run(holder) })
+        }
     }
-    Ok(caller)
 }
 
 /// `Authorization: Bearer <token>`, or the bare token.
@@ -78,6 +166,12 @@ fn insufficient(why: &str) -> ApiError {
     ApiError::new(StatusCode::FORBIDDEN, "INSUFFICIENT_PERMISSIONS", why)
 }
 
+impl From<Denied> for ApiError {
+    fn from(denied: Denied) -> Self {
+        insufficient(&denied.to_string())
+    }
+}
+
 impl<S: Send + Sync> FromRequestParts<S> for Caller {
     type Rejection = ApiError;
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
@@ -89,16 +183,61 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
 impl Caller {
     /// The token's id.
     pub fn token(&self) -> TokenId {
-        self.0.id
+        self.token.id
     }
 
-    /// Whether the token would still be admitted: for an answer that goes on and on.
+    /// The token's alias.
+    pub fn alias(&self) -> &str {
+        &self.token.alias
+    }
+
+    /// The run whose key was presented.
+    pub fn run(&self) -> Option<&Holder> {
+        match &self.proof {
+            Proof::Secret(_) => None,
+            Proof::Run(holder) => Some(holder),
+        }
+    }
+
+    /// Whose idempotency keys these are. Scripts are one, but what one was answered is nothing for another of a different scope.
+    pub fn key_space(&self) -> String {
+        match self.run().and_then(|run| run.scope) {
+            Some(project) => format!("{}.{project}", self.token.id),
+            None => self.token.id.to_string(),
+        }
+    }
+
+    /// Whether the caller would still be admitted: for an answer that goes on and on.
     pub fn is_still_known(&self, service: &Service) -> bool {
-        service.knows(&self.0)
+        match &self.proof {
+            Proof::Secret(hash) => service.knows(self.token.id, hash),
+            Proof::Run(holder) => !holder.is_over(),
+        }
     }
 
-    fn may_write(&self) -> bool {
-        self.0.permissions == Permissions::FullAccess
+    /// A container that lies outside the caller's project is not there for it; the handler says so.
+    fn judge(&self, deed: Deed, target: &Target) -> Result<(), Denied> {
+        let seen = target.container.as_deref().filter(|container| self.sees(container.project));
+        may(&self.token, deed, seen)
+    }
+
+    /// Refuses whoever may not manage scripts.
+    ///
+    /// # Errors
+    /// 403.
+    pub fn scripts(&self) -> Result<(), ApiError> {
+        Ok(may(&self.token, Deed::Scripts, None)?)
+    }
+
+    /// Refuses whoever may not read the notes of who wrote what.
+    ///
+    /// # Errors
+    /// 403.
+    pub fn auditor(&self) -> Result<(), ApiError> {
+        match self.token.permissions {
+            Permissions::FullAccess => Ok(()),
+            Permissions::ReadOnly | Permissions::Provisioner => Err(insufficient("audit events are for full_access")),
+        }
     }
 
     /// Refuses tokens that are bound to a project: for what belongs to the whole host.
@@ -106,7 +245,7 @@ impl Caller {
     /// # Errors
     /// 403.
     pub fn host_wide(&self) -> Result<(), ApiError> {
-        match self.0.project {
+        match self.token.project {
             None => Ok(()),
             Some(_) => Err(insufficient("this token is bound to one project")),
         }
@@ -117,15 +256,13 @@ impl Caller {
     /// # Errors
     /// 403.
     pub fn admin(&self) -> Result<(), ApiError> {
-        if !self.may_write() {
-            return Err(insufficient("this token is read_only"));
-        }
+        may(&self.token, Deed::Govern, None)?;
         self.host_wide()
     }
 
     /// Whether things of a project are there for this token.
     pub fn sees(&self, project: ProjectId) -> bool {
-        self.0.project.is_none_or(|bound| bound == project)
+        self.token.project.is_none_or(|bound| bound == project)
     }
 
     /// A project that this token may know of.
@@ -147,6 +284,16 @@ impl Caller {
         let container = service.container(id)?;
         if self.sees(container.project) { Ok(container) } else { Err(ApiError::not_found(What::Container, id)) }
     }
+
+    /// A container that this token may change, for a request that does not name it in its path.
+    ///
+    /// # Errors
+    /// 403, 404.
+    pub fn own(&self, service: &Service, id: ContainerId) -> Result<Arc<Container>, ApiError> {
+        let container = self.container(service, id)?;
+        may(&self.token, Deed::Change, Some(&container))?;
+        Ok(container)
+    }
 }
 
 #[cfg(test)]
@@ -155,14 +302,12 @@ mod tests {
     use jiff::Timestamp;
 
     use super::*;
-    use crate::domain::token::TokenHash;
-
     fn bearing(text: &'static str) -> HeaderMap {
         HeaderMap::from_iter([(header::AUTHORIZATION, HeaderValue::from_static(text))])
     }
 
     fn caller(permissions: Permissions, project: Option<ProjectId>) -> Caller {
-        Caller(Arc::new(Token {
+        let token = Token {
             id: TokenId::generate(),
             alias: "t".into(),
             hash: TokenHash::of("x"),
@@ -170,7 +315,11 @@ mod tests {
             project,
             created_at: Timestamp::UNIX_EPOCH,
             expires_at: None,
-        }))
+            templates: Vec::new(),
+            scripts: false,
+            previous: None,
+        };
+        Caller { token: Arc::new(token), proof: Proof::Secret(TokenHash::of("x")) }
     }
 
     #[test]
@@ -210,6 +359,6 @@ mod tests {
         assert_eq!(bound.host_wide().unwrap_err().code(), "INSUFFICIENT_PERMISSIONS");
         assert!(caller(Permissions::FullAccess, None).admin().is_ok());
         let reader = caller(Permissions::ReadOnly, None);
-        assert!(reader.sees(other) && reader.admin().is_err() && !reader.may_write());
+        assert!(reader.sees(other) && reader.admin().is_err() && reader.auditor().is_err());
     }
 }

@@ -12,7 +12,7 @@ use super::auth::Caller;
 use super::envelope::{Answer, Success};
 use super::error::{ApiError, ErrorBody};
 use super::extract::{FromQuery, IfMatch, Json, OptionalJson, Pairs, Path, Query, wrong};
-use super::idempotency::forget;
+use super::idempotency::{Under, forget};
 use super::page::Page;
 use super::wire::checks::Maps;
 use super::wire::container::{ContainerList, ContainerView, Place, StatsView};
@@ -21,8 +21,12 @@ use super::wire::ops::ReceiptView;
 use super::wire::settings::{ChangeContainer, CopyContainer, CreateContainer};
 use crate::domain::container::SettingsPatch;
 use crate::domain::{Confinement, Container, ContainerId, ProjectId, Status, Verb};
-use crate::lifecycle::{Await, LabelFilter, Made, Service, Until, WAIT_TIMEOUT_S_DEFAULT, WAIT_TIMEOUT_S_MAX, What};
+use crate::lifecycle::{
+    Await, LabelFilter, Made, Provenance, Service, Until, WAIT_TIMEOUT_S_DEFAULT, WAIT_TIMEOUT_S_MAX, What,
+};
 
+const CREATED: &str = "Container created successfully";
+const COPIED: &str = "Container copied successfully";
 /// Query parameters that a client of the Hoody API may send and that mean nothing here.
 const UNHEEDED_PARAMETERS: [&str; 4] = ["realm_ids", "include_prespawn", "include_expired", "runtime"];
 
@@ -172,7 +176,14 @@ fn made(service: &Service, made: Made, mut warnings: Vec<String>, message: &'sta
     warnings.extend(made.warnings);
     let container = made.container;
     let answer = Answer::created(message, view(service, &container, warnings));
-    answer.at_generation(container.generation).about(container.id).timed(made.timings)
+    answer.at_generation(container.generation).about(container.id).made(container.id).timed(made.timings)
+}
+
+/// The answer of a request that made a container and whose own answer was lost, as it is now.
+pub fn made_before(service: &Service, container: &Container) -> Answer<ContainerView> {
+    let message = if container.source.is_some() { COPIED } else { CREATED };
+    let answer = Answer::created(message, view(service, container, Vec::new()));
+    answer.at_generation(container.generation).about(container.id).made(container.id)
 }
 
 /// Make a container from an image
@@ -190,14 +201,16 @@ pub async fn create(
     caller: Caller,
     Path(project): Path<ProjectId>,
     Query(wait): Query<WaitQuery>,
+    Under(under): Under,
     Json(body): Json<CreateContainer>,
 ) -> Result<Answer<ContainerView>, ApiError> {
     caller.project(&api.service, project)?;
     check_server(&api.service, "server_id", body.server_id.as_deref())?;
-    let (new, warnings) = body.into_request()?;
+    let (mut new, warnings) = body.into_request()?;
     may_open(&caller, &new.settings)?;
+    new.made = Provenance { by: Some(caller.token()), under };
     let done = api.service.create(project, new, wait.0).await?;
-    Ok(made(&api.service, done, warnings, "Container created successfully"))
+    Ok(made(&api.service, done, warnings, CREATED))
 }
 
 /// Make a container from another one
@@ -215,17 +228,19 @@ pub async fn copy(
     caller: Caller,
     Path(id): Path<ContainerId>,
     Query(wait): Query<WaitQuery>,
+    Under(under): Under,
     OptionalJson(body): OptionalJson<CopyContainer>,
 ) -> Result<Answer<ContainerView>, ApiError> {
     caller.container(&api.service, id)?;
     check_server(&api.service, "target_server_id", body.target_server_id.as_deref())?;
-    let (new, warnings) = body.into_request()?;
+    let (mut new, warnings) = body.into_request()?;
     may_open(&caller, &new.settings)?;
+    new.made = Provenance { by: Some(caller.token()), under };
     if let Some(target) = new.project {
         caller.project(&api.service, target)?;
     }
     let done = api.service.copy(id, new, wait.0).await?;
-    Ok(made(&api.service, done, warnings, "Container copied successfully"))
+    Ok(made(&api.service, done, warnings, COPIED))
 }
 
 fn listed(api: &Api, caller: &Caller, query: &ListQuery, project: Option<ProjectId>) -> Answer<ContainerList> {

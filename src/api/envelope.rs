@@ -1,5 +1,6 @@
 //! The form of every success: `{"statusCode", "message", "data"}`.
 
+use std::fmt::Display;
 use std::time::Duration;
 
 use axum::Json;
@@ -8,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::audit::Object;
 use super::idempotency::Keep;
 use crate::domain::ContainerId;
 use crate::lifecycle::Timings;
@@ -35,13 +37,15 @@ pub struct Answer<T> {
     data: T,
     generation: Option<u64>,
     keep: Option<Keep>,
+    made: Option<Object>,
     timings: Timings,
 }
 
 impl<T: Serialize> Answer<T> {
     /// 200.
     pub fn ok(message: &'static str, data: T) -> Self {
-        Self { status: StatusCode::OK, message, data, generation: None, keep: None, timings: Timings::new() }
+        let timings = Timings::new();
+        Self { status: StatusCode::OK, message, data, generation: None, keep: None, made: None, timings }
     }
 
     /// 201.
@@ -67,6 +71,12 @@ impl<T: Serialize> Answer<T> {
         self
     }
 
+    /// Says what was made, for the note of who made it.
+    pub fn made(mut self, id: impl Display) -> Self {
+        self.made = Some(Object(id.to_string()));
+        self
+    }
+
     /// Gives what an idempotency key keeps in this answer's place, because the answer holds a secret.
     pub fn kept_as(mut self, data: &T) -> Self {
         let kept = Success { status_code: self.status.as_u16(), message: self.message.to_owned(), data };
@@ -87,6 +97,9 @@ impl<T: Serialize> IntoResponse for Answer<T> {
         }
         if let Some(keep) = self.keep {
             response.extensions_mut().insert(keep);
+        }
+        if let Some(made) = self.made {
+            response.extensions_mut().insert(made);
         }
         response
     }

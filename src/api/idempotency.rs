@@ -6,17 +6,21 @@
 //!                            else ─► the handler, on a task of its own ─► success kept for 24 h, failure forgotten
 //! ```
 //!
-//! What is in flight is known in memory alone: a killed daemon leaves no mark behind. The handler runs on a task of its own
+//! What is in flight is known in memory alone: a killed daemon leaves no mark behind. One that is killed between making a
+//! container and keeping the answer leaves the container, in whose record the request's digests are ([`MadeUnder`]): the next
+//! daemon answers the same request with it. The handler runs on a task of its own
 //! because a webhook's sender that hangs up comes again, and must then find the answer. A kept answer holds a tenant's
 //! environment; an index by container lets DELETE take the copy along, and [`Keys::sweep`] finds what a crash left.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::{FromRequestParts, Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -26,11 +30,13 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tracing::Instrument;
 
-use super::Api;
+use super::audit::Object;
 use super::auth::Caller;
 use super::error::ApiError;
 use super::extract::read_body;
-use crate::domain::{ContainerId, TokenId};
+use super::{Api, containers};
+use crate::domain::container::MadeUnder;
+use crate::domain::{Container, ContainerId};
 use crate::lifecycle::Service;
 use crate::store::{Batch, Durability, Records, StoreError};
 
@@ -49,6 +55,17 @@ const SWEEP_EVERY_S: u64 = 600;
 
 const ANSWERS: &str = "idempotency/";
 const BY_CONTAINER: &str = "idempotency-of/";
+
+/// The request that is being carried out; in its extensions, for the record of what it makes.
+#[derive(Debug, Clone)]
+pub struct Under(pub Option<MadeUnder>);
+
+impl<S: Send + Sync> FromRequestParts<S> for Under {
+    type Rejection = Infallible;
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        Ok(parts.extensions.get::<Self>().cloned().unwrap_or(Self(None)))
+    }
+}
 
 /// How an answer is kept, where not simply as it is. Travels in the response's extensions.
 #[derive(Debug, Clone)]
@@ -78,6 +95,8 @@ pub struct Keys {
     /// As of the last sweep, and counted on from there.
     count: AtomicUsize,
     swept: Mutex<Option<Instant>>,
+    /// Containers by the key that made them, as an earlier daemon left them: their answers may not have been kept.
+    left: HashMap<String, ContainerId>,
 }
 
 /// Holds a key while its request runs.
@@ -98,6 +117,8 @@ impl Drop for InFlight {
 pub enum Entry {
     /// Carry it out; then [`Keys::keep`] or drop.
     First(InFlight),
+    /// It was carried out, and its answer lost: answer with this container.
+    Made(InFlight, Arc<Container>),
     /// Give this answer.
     Again(Response),
 }
@@ -118,8 +139,8 @@ pub fn key_of(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
     }
 }
 
-fn store_key(token: TokenId, key: &str) -> String {
-    format!("{ANSWERS}{token}/{}", hex::encode(Sha256::digest(key.as_bytes())))
+fn store_key(space: &str, key: &str) -> String {
+    format!("{ANSWERS}{space}/{}", hex::encode(Sha256::digest(key.as_bytes())))
 }
 
 fn index_key(container: ContainerId, key: &str) -> String {
@@ -138,7 +159,7 @@ pub fn digest(parts: &[&[u8]]) -> String {
 
 /// Stands before a POST that creates and whose body is JSON.
 pub async fn once(State(api): State<Api>, caller: Caller, request: Request, next: Next) -> Response {
-    match key_of(request.headers()).map(|key| key.map(|key| store_key(caller.token(), key))) {
+    match key_of(request.headers()).map(|key| key.map(|key| store_key(&caller.key_space(), key))) {
         Err(error) => error.into_response(),
         Ok(None) => next.run(request).await,
         Ok(Some(key)) => keyed(api, key, request, next).await.unwrap_or_else(IntoResponse::into_response),
@@ -152,8 +173,15 @@ async fn keyed(api: Api, key: String, request: Request, next: Next) -> Result<Re
     let hash = digest(&[parts.method.as_str().as_bytes(), path.as_bytes(), &body]);
     match enter(&api, key, &hash).await? {
         Entry::Again(response) => Ok(response),
+        Entry::Made(mark, container) => {
+            let mut response = containers::made_before(&api.service, &container).into_response();
+            response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
+            keep(&api, mark, hash, response).await
+        }
         Entry::First(mark) => {
-            let request = Request::from_parts(parts, Body::from(body));
+            let mut request = Request::from_parts(parts, Body::from(body));
+            let under = MadeUnder { key: mark.key.clone(), request: hash.clone() };
+            request.extensions_mut().insert(Under(Some(under)));
             let work = async move {
                 let response = next.run(request).await;
                 keep(&api, mark, hash, response).await
@@ -170,7 +198,7 @@ async fn keyed(api: Api, key: String, request: Request, next: Next) -> Result<Re
 /// # Errors
 /// The key is in flight or was used for another request.
 pub async fn enter_for(api: &Api, caller: &Caller, key: &str, hash: &str) -> Result<Entry, ApiError> {
-    enter(api, store_key(caller.token(), key), hash).await
+    enter(api, store_key(&caller.key_space(), key), hash).await
 }
 
 async fn enter(api: &Api, key: String, hash: &str) -> Result<Entry, ApiError> {
@@ -179,6 +207,9 @@ async fn enter(api: &Api, key: String, hash: &str) -> Result<Entry, ApiError> {
     let records = api.service.records();
     let kept = records.get_at::<Kept>(&mark.key).await?.filter(|kept| kept.expires_at > Timestamp::now());
     let Some(kept) = kept else {
+        if let Some(container) = api.keys.left_by(&api.service, &mark.key) {
+            return if made_by(&container, hash) { Ok(Entry::Made(mark, container)) } else { Err(reused()) };
+        }
         api.keys.room()?;
         return Ok(Entry::First(mark));
     };
@@ -190,13 +221,18 @@ fn is_alive(service: &Service, id: ContainerId) -> bool {
     service.container(id).is_ok_and(|container| container.receipt.is_none())
 }
 
+fn made_by(container: &Container, hash: &str) -> bool {
+    container.made_under.as_ref().is_some_and(|under| under.request == hash)
+}
+
+fn reused() -> ApiError {
+    let text = "this Idempotency-Key was used for another request within the last 24 hours";
+    ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "IDEMPOTENCY_KEY_REUSED", text)
+}
+
 fn replay(kept: Kept, hash: &str, gone: bool) -> Result<Response, ApiError> {
     if kept.request != hash {
-        return Err(ApiError::new(
-            StatusCode::UNPROCESSABLE_ENTITY,
-            "IDEMPOTENCY_KEY_REUSED",
-            "this Idempotency-Key was used for another request within the last 24 hours",
-        ));
+        return Err(reused());
     }
     let Some(body) = kept.body.filter(|_| !gone) else {
         return Err(ApiError::new(
@@ -212,6 +248,9 @@ fn replay(kept: Kept, hash: &str, gone: bool) -> Result<Response, ApiError> {
     headers.insert(REPLAYED, HeaderValue::from_static("true"));
     if let Some(etag) = kept.etag.and_then(|etag| HeaderValue::try_from(etag).ok()) {
         headers.insert(header::ETAG, etag);
+    }
+    if let Some(container) = kept.container {
+        response.extensions_mut().insert(Object(container.to_string()));
     }
     Ok(response)
 }
@@ -280,6 +319,19 @@ pub async fn forget(records: &Records, container: ContainerId) -> Result<(), Sto
 }
 
 impl Keys {
+    /// Of a daemon that takes over what an earlier one left.
+    pub fn new(service: &Service) -> Self {
+        let key = |one: &Arc<Container>| Some((one.made_under.as_ref()?.key.clone(), one.id));
+        Self { left: service.containers().iter().filter_map(key).collect(), ..Self::default() }
+    }
+
+    /// What a key made under an earlier daemon, where that is still there and the key still stands for it.
+    fn left_by(&self, service: &Service, key: &str) -> Option<Arc<Container>> {
+        let container = service.container(*self.left.get(key)?).ok()?;
+        let oldest = Timestamp::now() - jiff::SignedDuration::from_secs(KEPT_S);
+        (container.receipt.is_none() && container.created_at > oldest).then_some(container)
+    }
+
     fn mark(self: &Arc<Self>, key: String) -> Result<InFlight, ApiError> {
         let fresh = self.in_flight.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone());
         if fresh {
@@ -412,7 +464,7 @@ mod tests {
     async fn a_kept_answer_outlives_the_daemon_and_is_erased_with_its_container() {
         let folder = tempfile::tempdir().unwrap();
         let id = ContainerId::generate();
-        let key = store_key(TokenId::generate(), "evt_1");
+        let key = store_key("one", "evt_1");
         {
             let records = records(folder.path()).await;
             write(&records, &key, &kept("h", Some(id), 60)).await.unwrap();
@@ -451,7 +503,7 @@ mod tests {
         assert_eq!(key_of(&with(HeaderValue::from_static("evt_1"))).unwrap(), Some("evt_1"));
         assert!(key_of(&with(HeaderValue::from_static(""))).is_err());
         assert!(key_of(&with(HeaderValue::try_from("x".repeat(KEY_CHARS_MAX + 1)).unwrap())).is_err());
-        let (a, b) = (TokenId::generate(), TokenId::generate());
+        let (a, b) = ("one", "two");
         assert_ne!(store_key(a, "k"), store_key(b, "k"));
         assert_ne!(digest(&[b"a", b"bc"]), digest(&[b"ab", b"c"]));
     }

@@ -100,7 +100,8 @@ pub async fn import(
         None => None,
         Some(key) => match idempotency::enter_for(&api, &caller, key, &hash).await? {
             Entry::Again(response) => return Ok(response),
-            Entry::First(mark) => Some((mark, hash)),
+            // An import makes no container, so that none can stand for its answer.
+            Entry::First(mark) | Entry::Made(mark, _) => Some((mark, hash)),
         },
     };
     let streams = headers.get(header::ACCEPT).is_some_and(|accept| accept.as_bytes().starts_with(b"text/event-stream"));

@@ -88,7 +88,7 @@ impl Requests {
               (status = "default", description = "Refused", body = ErrorBody)))]
 pub async fn metrics(State(api): State<Api>, headers: HeaderMap, _: Query<()>) -> Result<Response, ApiError> {
     if !api.monitoring.open {
-        auth::admit(&api.service, &Method::GET, &headers)?.host_wide()?;
+        auth::admit(&api, &headers)?.host_wide()?;
     }
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let format = Format::for_accept(accept);

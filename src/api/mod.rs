@@ -1,7 +1,7 @@
 //! The REST API: with the proxy the only code that knows HTTP.
 //!
 //! ```text
-//!  frame (id, span, form of errors) ─► route ─► require_token ─► [once] ─► handler: extract, convert, call, wrap
+//!  frame (id, span, form of errors) ─► route ─► require_token, note of who writes ─► [once] ─► handler: extract, convert, call, wrap
 //! ```
 //!
 //! Invariants:
@@ -12,6 +12,7 @@
 
 mod access_log;
 mod aliases;
+mod audit;
 mod auth;
 mod containers;
 mod env;
@@ -46,6 +47,7 @@ use std::sync::Arc;
 use axum::Router;
 use tokio_util::sync::CancellationToken;
 
+use crate::exec::runs::Runs;
 use crate::lifecycle::{Names, Service};
 
 pub use metrics::Monitoring;
@@ -62,18 +64,26 @@ pub struct Api {
     followers: follow::Followers,
     requests: Arc<metrics::Requests>,
     monitoring: Monitoring,
+    door: auth::Door,
 }
 
 impl Api {
-    fn new(service: Service, names: Arc<dyn Names>, monitoring: Monitoring, shutdown: CancellationToken) -> Self {
+    /// Over a service; domains are verified by `names`, and answers that would not end by themselves do so at `shutdown`.
+    pub fn new(service: Service, names: Arc<dyn Names>, monitoring: Monitoring, shutdown: CancellationToken) -> Self {
+        let (keys, requests) = (Arc::new(idempotency::Keys::new(&service)), Arc::default());
         let followers = follow::Followers::new(shutdown);
-        Self { service, names, keys: Arc::default(), followers, requests: Arc::default(), monitoring }
+        Self { service, names, keys, followers, requests, monitoring, door: auth::Door::Tokens }
     }
-}
 
-/// The whole API over a service; domains are verified by `names`, and answers that would not end by themselves do so at `shutdown`.
-pub fn router(service: Service, names: Arc<dyn Names>, monitoring: Monitoring, shutdown: CancellationToken) -> Router {
-    routes::build(Api::new(service, names, monitoring, shutdown))
+    /// The whole API, for whoever has a token.
+    pub fn router(&self) -> Router {
+        routes::build(self.clone())
+    }
+
+    /// The same for scripts: it admits the keys of runs and nothing else.
+    pub fn router_for_scripts(&self, runs: Runs) -> Router {
+        routes::build(Self { door: auth::Door::Runs(runs), ..self.clone() })
+    }
 }
 
 #[cfg(test)]

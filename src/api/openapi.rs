@@ -33,7 +33,7 @@ use super::{
         logs::logs, logs::status_logs, access_log::access_log, exec::exec, events::list, events::stream, receipts::show, leaks::list,
         aliases::create, aliases::list, aliases::show, aliases::change, aliases::switch, aliases::verify, aliases::remove,
         images::import, images::list, images::remove,
-        tokens::create, tokens::list, tokens::remove,
+        tokens::create, tokens::list, tokens::rotate, tokens::remove,
         health::healthz, health::readyz, metrics::metrics, document, page,
     ),
     security(("token" = [])),

@@ -60,7 +60,8 @@ pub async fn create(
     let (new, warnings) = body.into_request()?;
     let project = api.service.create_project(new).await?;
     Ok(Answer::created("Project created successfully", view(&api, &project, warnings))
-        .at_generation(project.generation))
+        .at_generation(project.generation)
+        .made(project.id))
 }
 
 /// List projects

@@ -5,6 +5,7 @@
 //! their heads a byte at a time, keep nobody from being served. A request that is under way is never cut for that.
 
 use std::collections::VecDeque;
+use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -17,11 +18,14 @@ use http_body_util::BodyExt;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
+
+use super::audit::Peer;
 
 /// Connections at once, at most; with a request under way on each, whoever comes then waits in the kernel's backlog.
 pub const CONNECTIONS_MAX: usize = 4_096;
@@ -87,12 +91,40 @@ impl Seats {
     }
 }
 
+/// What clients connect to.
+pub trait Listen: Send {
+    /// A client's connection.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// The next one, and its client's address where it has one. Cancel-safe.
+    fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, Option<Peer>)>> + Send;
+}
+
+impl Listen for TcpListener {
+    type Stream = TcpStream;
+    async fn accept(&self) -> io::Result<(TcpStream, Option<Peer>)> {
+        let (stream, peer) = Self::accept(self).await?;
+        // An answer is one small write: waiting for more only costs time.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "cannot set TCP_NODELAY");
+        }
+        Ok((stream, Some(Peer(peer.ip()))))
+    }
+}
+
+impl Listen for UnixListener {
+    type Stream = UnixStream;
+    async fn accept(&self) -> io::Result<(UnixStream, Option<Peer>)> {
+        Ok((Self::accept(self).await?.0, None))
+    }
+}
+
 /// Serves until `shutdown`, then lets requests that are under way end, up to [`DRAIN_MS_MAX`].
-pub async fn serve(listener: TcpListener, router: Router, shutdown: CancellationToken) {
+pub async fn serve(listener: impl Listen, router: Router, shutdown: CancellationToken) {
     serve_at_most(CONNECTIONS_MAX, listener, router, shutdown).await;
 }
 
-async fn serve_at_most(connections_max: usize, listener: TcpListener, router: Router, shutdown: CancellationToken) {
+async fn serve_at_most(connections_max: usize, listener: impl Listen, router: Router, shutdown: CancellationToken) {
     let (slots, seats) = (Arc::new(Semaphore::new(connections_max)), Seats::default());
     let (tasks, cut) = (TaskTracker::new(), CancellationToken::new());
     loop {
@@ -109,8 +141,9 @@ async fn serve_at_most(connections_max: usize, listener: TcpListener, router: Ro
             next = next => next,
         };
         match accepted {
-            Ok((stream, _)) => {
-                let connection = connection(stream, router.clone(), seats.take(), shutdown.clone(), cut.clone());
+            Ok((stream, peer)) => {
+                let service = Service { router: router.clone(), peer, seat: seats.take() };
+                let connection = connection(stream, service, shutdown.clone(), cut.clone());
                 tasks.spawn(async move {
                     connection.await;
                     drop(slot);
@@ -131,9 +164,21 @@ async fn serve_at_most(connections_max: usize, listener: TcpListener, router: Ro
     }
 }
 
+/// What answers on one connection.
+#[derive(Debug, Clone)]
+struct Service {
+    router: Router,
+    peer: Option<Peer>,
+    seat: Arc<Seat>,
+}
+
 /// Holds a seat's request until its answer's body is dropped: sent, or given up.
-async fn answer(router: Router, request: Request, busy: Busy) -> Response {
-    let Ok(response) = router.oneshot(request).await;
+async fn answer(service: Service, mut request: Request) -> Response {
+    let busy = Busy::begin(&service.seat);
+    if let Some(peer) = service.peer {
+        request.extensions_mut().insert(peer);
+    }
+    let Ok(response) = service.router.oneshot(request).await;
     response.map(|body| {
         Body::new(body.map_err(move |error| {
             let _held = &busy;
@@ -142,20 +187,15 @@ async fn answer(router: Router, request: Request, busy: Busy) -> Response {
     })
 }
 
-async fn connection(
-    stream: TcpStream,
-    router: Router,
-    seat: Arc<Seat>,
+async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    stream: S,
+    service: Service,
     shutdown: CancellationToken,
     cut: CancellationToken,
 ) {
-    // An answer is one small write: waiting for more only costs time.
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "cannot set TCP_NODELAY");
-    }
-    let evicted = seat.evicted.clone();
+    let evicted = service.seat.evicted.clone();
     let service = tower::service_fn(move |request: axum::http::Request<hyper::body::Incoming>| {
-        let answer = answer(router.clone(), request.map(Body::new), Busy::begin(&seat));
+        let answer = answer(service.clone(), request.map(Body::new));
         async move { Ok::<_, std::convert::Infallible>(answer.await) }
     });
     let served = http1::Builder::new()

@@ -7,10 +7,11 @@ use super::Api;
 use super::auth::Caller;
 use super::envelope::{Answer, Success};
 use super::error::{ApiError, ErrorBody};
-use super::extract::{FromQuery, Json, Pairs, Path, Query};
+use super::extract::{FromQuery, Json, OptionalJson, Pairs, Path, Query};
 use super::page::Page;
-use super::wire::token::{CreateToken, TokenList, TokenMade, TokenView};
-use crate::domain::TokenId;
+use super::wire::token::{CreateToken, RotateToken, TokenList, TokenMade, TokenView};
+use crate::domain::{Token, TokenId};
+use crate::lifecycle::MadeToken;
 
 /// Query of the list of tokens.
 #[derive(Debug)]
@@ -36,9 +37,48 @@ pub async fn create(
     Json(body): Json<CreateToken>,
 ) -> Result<Answer<TokenMade>, ApiError> {
     caller.admin()?;
-    let made = api.service.create_token(body.into_request(Timestamp::now())?).await?;
-    let answer = Answer::created("Token created successfully", TokenMade::new(&made.token, Some(made.secret.reveal())));
-    Ok(answer.kept_as(&TokenMade::new(&made.token, None)))
+    let new = body.into_request(Timestamp::now())?;
+    if new.scripts {
+        caller.scripts()?;
+    }
+    let made = api.service.create_token(new).await?;
+    let answer = Answer::created("Token created successfully", shown(&api, &made, true)).made(made.token.id);
+    Ok(answer.kept_as(&shown(&api, &made, false)))
+}
+
+fn view(api: &Api, token: &Token) -> TokenView {
+    TokenView::new(token, api.service.last_used(token.id))
+}
+
+fn shown(api: &Api, made: &MadeToken, secret: bool) -> TokenMade {
+    TokenMade::new(view(api, &made.token), secret.then_some(made.secret.reveal()))
+}
+
+/// Give a token another secret; it is shown this once
+///
+/// The old one works on for `grace` seconds. What the token may do, and what it made, stays as it is.
+#[utoipa::path(post, path = "/api/v1/auth/tokens/{id}/rotate", tag = "tokens", operation_id = "rotate_token",
+    request_body = RotateToken,
+    params(("id" = String, Path, description = "The token's id"),
+           ("Idempotency-Key" = Option<String>, Header,
+            description = "The same key and body: the first answer again, without the secret")),
+    responses((status = 200, description = "Rotated", body = Success<TokenMade>),
+              (status = "default", description = "Refused", body = ErrorBody)))]
+pub async fn rotate(
+    State(api): State<Api>,
+    caller: Caller,
+    Path(id): Path<TokenId>,
+    _: Query<()>,
+    OptionalJson(body): OptionalJson<RotateToken>,
+) -> Result<Answer<TokenMade>, ApiError> {
+    caller.admin()?;
+    // Whoever gets its secret may do what it may.
+    if api.service.token(id)?.scripts {
+        caller.scripts()?;
+    }
+    let made = api.service.rotate_token(id, body.into_grace()?).await?;
+    let answer = Answer::ok("Token rotated successfully", shown(&api, &made, true));
+    Ok(answer.kept_as(&shown(&api, &made, false)))
 }
 
 /// List tokens
@@ -59,7 +99,7 @@ pub async fn list(
         "alias" => a.alias.cmp(&b.alias),
         _ => a.created_at.cmp(&b.created_at),
     });
-    let tokens = tokens.iter().map(|token| TokenView::from(&**token)).collect();
+    let tokens = tokens.iter().map(|token| view(&api, token)).collect();
     Ok(Answer::ok("Tokens retrieved successfully", TokenList { tokens, pagination }))
 }
 

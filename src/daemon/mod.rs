@@ -19,17 +19,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::{TcpListener, TcpSocket, UnixListener};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::acme::{Acme, AcmeConfig};
-use crate::api::Monitoring;
+use crate::api::{Api, Monitoring, serve};
 use crate::config::{AcmeChallenge, Config, ConfigError};
 use crate::domain::Bytes;
 use crate::egress::dns::{Lookup, Resolver, ResolverConfig};
 use crate::egress::{Dialer, Keepalive, Relay, RelayConfig};
+use crate::exec::runs::Runs;
 use crate::lifecycle::{ALARM_LOOK_MS, Drivers, Error, Report, Service};
 use crate::proxy::tls::{Certificates, FolderError, Tls, TlsConfig, TlsError};
 use crate::proxy::{Challenges, Door, Proxy, ProxyConfig, TrustedProxies};
@@ -45,6 +46,8 @@ use crate::sys::runtime::{HelperRuntime, RuntimeError, become_subreaper};
 
 /// How long verbs at work may take at the end, in seconds: less than systemd's 90 s before it kills.
 const CLOSE_S_MAX: u64 = 30;
+/// How old the note of a token's last use may be after a crash, in seconds.
+const USES_KEPT_EVERY_S: u64 = 60;
 /// Between two looks at the length of the logs, in seconds.
 const LOGS_LOOK_S: u64 = 2;
 /// Between two looks for quota groups of what has been deleted, in seconds.
@@ -102,6 +105,7 @@ pub struct Daemon {
     service: Service,
     pool: OpenedPool,
     api: TcpListener,
+    scripts: UnixListener,
     proxy: TcpListener,
     tls: Option<TlsDoor>,
     gateway: GatewaySockets,
@@ -148,12 +152,29 @@ const PASS_MODE: u32 = 0o711;
 /// Clients that wait to be accepted; the kernel's `net.core.somaxconn`, 4096 by default, bounds it too. Where there is no room the kernel drops
 /// what comes, and the client tries again after a second: with the usual 128, some of 512 that came at once waited so long.
 const BACKLOG: u32 = 4_096;
+/// Of the socket for scripts.
+const SOCKET_MODE: u32 = 0o666;
 
 /// A folder with exactly this mode, also where an earlier daemon made it with another.
 fn make_folder(path: &Path, mode: u32) -> Result<(), DaemonError> {
     let made = std::fs::DirBuilder::new().recursive(true).mode(mode).create(path);
     made.map_err(file("make the folder", path))?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(file("protect", path))
+}
+
+/// The socket over which scripts come to the API. Any user may connect to it, for a worker is nobody; so its folder is root's
+/// alone, and a worker is given the socket by a mount of its own. One that an earlier daemon left leads nowhere.
+fn listen_to_scripts(path: &Path) -> Result<UnixListener, DaemonError> {
+    if let Some(folder) = path.parent() {
+        make_folder(folder, PRIVATE_MODE)?;
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(file("remove", path)(error)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).map_err(file("listen on", path))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(SOCKET_MODE)).map_err(file("open", path))?;
+    Ok(listener)
 }
 
 fn listen(what: &'static str, address: SocketAddr) -> Result<TcpListener, DaemonError> {
@@ -232,7 +253,8 @@ impl Daemon {
             tracing::warn!(error = &error as &dyn std::error::Error, "there is no `base` image");
         }
         service.ensure_admin_token(&config.admin_token_path()).await?;
-        Ok(Self { service, pool, api, proxy, tls, gateway, config, report })
+        let scripts = listen_to_scripts(&config.scripts_socket())?;
+        Ok(Self { service, pool, api, scripts, proxy, tls, gateway, config, report })
     }
 
     /// What recovery found.
@@ -245,7 +267,7 @@ impl Daemon {
     /// # Errors
     /// The names of the URLs cannot be used.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), DaemonError> {
-        let Self { service, pool, api, proxy: listener, tls, gateway, config, .. } = self;
+        let Self { service, pool, api, scripts, proxy: listener, tls, gateway, config, .. } = self;
         let routes = Arc::new(routes::Table::new(service.clone(), Handle::current(), &config.proxy));
         let trusted_proxies = TrustedProxies::new(&config.proxy.trusted_proxies);
         let access_log = config.proxy.access_log;
@@ -278,16 +300,19 @@ impl Daemon {
         beside.spawn(watch_idle(service.clone(), shutdown.clone()));
         beside.spawn(trim_logs(service.clone(), shutdown.clone()));
         beside.spawn(look_for_alarms(service.clone(), shutdown.clone()));
+        beside.spawn(keep_uses_now_and_then(service.clone(), shutdown.clone()));
         beside.spawn(sweep_groups(pool.pool.clone(), shutdown.clone()));
         beside.close();
         tracing::info!(api = %config.api.listen, proxy = %config.proxy.listen, "serving");
         let dialer = Dialer::new(config.net.subnet, config.relay.allow_local_proxies);
         let names = Arc::new(Lookup::new(config.dns.upstreams.clone(), dialer));
         let monitoring = Monitoring { open: config.api.metrics_open, sources: vec![proxy] };
-        let router = crate::api::router(service.clone(), names, monitoring, shutdown.clone());
-        crate::api::serve(api, router, shutdown).await;
+        let surface = Api::new(service.clone(), names, monitoring, shutdown.clone());
+        let serving_scripts = serve(scripts, surface.router_for_scripts(Runs::default()), shutdown.clone());
+        tokio::join!(serve(api, surface.router(), shutdown), serving_scripts);
         service.close(Duration::from_secs(CLOSE_S_MAX)).await;
         beside.wait().await;
+        keep_uses(&service).await;
         let left = service.leave_host().await;
         drop(service);
         match left {
@@ -345,6 +370,22 @@ fn serve_tenants(
 
 async fn watch_idle(service: Service, shutdown: CancellationToken) {
     service.watch_idle(shutdown).await;
+}
+
+async fn keep_uses(service: &Service) {
+    if let Err(error) = service.keep_uses().await {
+        tracing::warn!(error = &error as &dyn std::error::Error, "when tokens were last used is not written down");
+    }
+}
+
+async fn keep_uses_now_and_then(service: Service, shutdown: CancellationToken) {
+    loop {
+        tokio::select! {
+            // Both only wait.
+            () = tokio::time::sleep(Duration::from_secs(USES_KEPT_EVERY_S)) => keep_uses(&service).await,
+            () = shutdown.cancelled() => return,
+        }
+    }
 }
 
 async fn trim_logs(service: Service, shutdown: CancellationToken) {

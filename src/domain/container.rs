@@ -13,7 +13,7 @@ use super::confinement::Confinement;
 use super::env::{EnvError, EnvKey, EnvVars};
 use super::firewall::OwnRules;
 use super::host::Alias;
-use super::id::{ContainerId, ImageId, ProjectId, ReceiptId};
+use super::id::{ContainerId, ImageId, ProjectId, ReceiptId, TokenId};
 use super::idle::{ActivityPatch, ActivitySources, IdleAction};
 use super::limits::Limits;
 use super::name::ContainerName;
@@ -149,6 +149,16 @@ impl Settings {
     }
 }
 
+/// A request with an idempotency key, by digests. It is in the record of what the request made because the answer can be kept only
+/// when that is there: a daemon that is killed in between finds by it what a repeated request is to be told of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MadeUnder {
+    /// The token's id and its key.
+    pub key: String,
+    /// Method, path and body.
+    pub request: String,
+}
+
 /// A container's record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Container {
@@ -170,6 +180,12 @@ pub struct Container {
     pub image_name: String,
     /// What it was copied from.
     pub source: Option<ContainerId>,
+    /// The token it was made with. Records that are older than this say nothing of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made_by: Option<TokenId>,
+    /// The request that made it, where that bore an idempotency key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made_under: Option<MadeUnder>,
     /// What the user chose.
     pub settings: Settings,
     /// What it is doing.
@@ -418,8 +434,38 @@ impl SettingsPatch {
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::domain) mod tests {
+    use super::super::phase::StopReason;
     use super::*;
+
+    pub fn container(project: ProjectId, name: &str) -> Container {
+        Container {
+            id: ContainerId::generate(),
+            project,
+            name: name.parse().unwrap(),
+            external_id: None,
+            slot: Slot(1),
+            alias: Alias::generate(),
+            image: ImageId::NIL,
+            image_name: "base".into(),
+            source: None,
+            made_by: None,
+            made_under: None,
+            settings: settings(),
+            phase: Phase::Stopped { reason: StopReason::Created },
+            desired: Desired::Stopped,
+            receipt: None,
+            generation: 1,
+            env_revision: 1,
+            env_revision_applied: 0,
+            created_at: Timestamp::UNIX_EPOCH,
+            updated_at: Timestamp::UNIX_EPOCH,
+            started_at: None,
+            started_by: None,
+            ready_at: None,
+            transitions: 0,
+        }
+    }
 
     fn settings() -> Settings {
         Settings {

@@ -5,12 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::id::{ContainerId, ProjectId};
+use super::id::{ContainerId, ProjectId, TokenId};
 
 /// An event's place among all: later ones have greater ids. Not dense.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -94,6 +95,8 @@ kinds! {
     RulesReset = "firewall.rule.reset";
     /// Who may open its URL was changed.
     PermissionsChanged = "proxy.permissions.changed";
+    /// Somebody wrote, or tried to and may not, through the API.
+    AuditWrite = "audit.write";
 }
 
 impl fmt::Display for EventKind {
@@ -146,7 +149,7 @@ pub struct Happening {
     /// What happened.
     #[serde(rename = "type")]
     pub kind: EventKind,
-    /// In which project.
+    /// In which project; [`ProjectId::NIL`] for a write that is no project's.
     pub project: ProjectId,
     /// To which container; `None`: to the project itself.
     pub container: Option<ContainerId>,
@@ -155,12 +158,51 @@ pub struct Happening {
     /// Numbers that belong to it, by what they count, with the unit last.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub numbers: BTreeMap<String, u64>,
+    /// Of [`EventKind::AuditWrite`]: who did what, from where.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit: Option<Box<Audit>>,
+}
+
+/// A write through the API. What was sent is not in it, nor any secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Audit {
+    /// The token.
+    pub token: TokenId,
+    /// Its alias then.
+    pub alias: String,
+    /// The script and its run, where it was one.
+    pub run: Option<AuditRun>,
+    /// `POST`, `PUT`, `PATCH`, `DELETE`.
+    pub method: String,
+    /// The route, with `{id}` where an id stood.
+    pub route: String,
+    /// The id that stood there, else of what was made.
+    pub object: Option<String>,
+    /// The answer's; `None`: the client had left before there was one, and what it asked for may have been done.
+    pub status: Option<u16>,
+    /// The client's address; `None`: over the socket for scripts.
+    pub client: Option<IpAddr>,
+}
+
+/// A run of a script.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditRun {
+    /// The script's file.
+    pub script: String,
+    /// The run's id.
+    pub run: String,
 }
 
 impl Happening {
+    /// A write through the API: to the project, or to nothing of one.
+    pub fn written(project: Option<ProjectId>, container: Option<ContainerId>, audit: Audit) -> Self {
+        let (project, audit) = (project.unwrap_or(ProjectId::NIL), Some(Box::new(audit)));
+        Self { kind: EventKind::AuditWrite, project, container, reason: None, numbers: BTreeMap::new(), audit }
+    }
+
     /// Something that happened to a container.
     pub fn to_container(kind: EventKind, project: ProjectId, container: ContainerId) -> Self {
-        Self { kind, project, container: Some(container), reason: None, numbers: BTreeMap::new() }
+        Self { kind, project, container: Some(container), reason: None, numbers: BTreeMap::new(), audit: None }
     }
 
     /// With a reason: a sentence of ours, no text of a tenant's.

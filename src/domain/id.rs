@@ -104,6 +104,11 @@ ids! {
     OperationId;
 }
 
+impl TokenId {
+    /// Whoever a script is: one for all of them, so that each may change what another one made. No token has it.
+    pub const SCRIPTS: Self = Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

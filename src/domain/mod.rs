@@ -16,6 +16,7 @@ pub mod id;
 pub mod idle;
 pub mod image;
 pub mod limits;
+pub mod may;
 pub mod name;
 pub mod network;
 pub mod phase;

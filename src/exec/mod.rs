@@ -12,3 +12,4 @@
 //! a control group of their own.
 
 pub mod run;
+pub mod runs;

@@ -54,6 +54,13 @@ impl<R: Named> Catalog<R> {
         Ok(record)
     }
 
+    /// Puts one in the place of the one with its id, whose name it has.
+    pub fn replace(&mut self, record: R) -> Arc<R> {
+        let record = Arc::new(record);
+        self.records.insert(record.id(), record.clone());
+        record
+    }
+
     /// Forgets one.
     pub fn remove(&mut self, record: &R) {
         self.records.remove(&record.id());

@@ -284,6 +284,8 @@ pub(super) mod tests {
             image: ImageId::generate(),
             image_name: "base".into(),
             source: None,
+            made_by: None,
+            made_under: None,
             settings: settings(),
             phase: Phase::Stopped { reason: StopReason::Created },
             desired: Desired::Stopped,

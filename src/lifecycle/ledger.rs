@@ -19,9 +19,9 @@ use crate::domain::container::Transition;
 use crate::domain::event::{EventKind, Happening};
 use crate::domain::network::Network;
 use crate::domain::{
-    AliasId, Container, ContainerId, Image, Project, ProjectId, ProxyAlias, Receipt, ReceiptId, Slot, Token,
+    AliasId, Container, ContainerId, Image, Project, ProjectId, ProxyAlias, Receipt, ReceiptId, Slot, Token, TokenId,
 };
-use crate::store::events::Staged;
+use crate::store::events::{Shelf, Staged};
 use crate::store::{Batch, Durability, EventLog, Records};
 use crate::sys::btrfs::SubvolumeId;
 
@@ -39,8 +39,12 @@ pub struct Ledger {
     /// Receipts by the container they are of.
     receipts: RwLock<HashMap<ContainerId, ReceiptId>>,
     events: EventLog,
+    /// Writes through the API, apart from what happened: neither drives the other out.
+    audit: EventLog,
     /// Held while a record is changed, never while one is flushed.
     order: Mutex<()>,
+    /// The same for `audit`.
+    audit_order: Mutex<()>,
     /// How often a container's way out has changed.
     ways_out: watch::Sender<u64>,
 }
@@ -82,7 +86,8 @@ impl Ledger {
             aliases.put(alias)?;
         }
         let tokens = Catalog::new(records.all::<Token>().await?);
-        let events = EventLog::load(&records).await?;
+        let events = EventLog::load(&records, Shelf::HAPPENINGS).await?;
+        let audit = EventLog::load(&records, Shelf::AUDIT).await?;
         let receipts = records.all::<Receipt>().await?.iter().map(|receipt| (receipt.container, receipt.id)).collect();
         Ok(Self {
             records,
@@ -92,7 +97,9 @@ impl Ledger {
             aliases: RwLock::new(aliases),
             receipts: RwLock::new(receipts),
             events,
+            audit,
             order: Mutex::new(()),
+            audit_order: Mutex::new(()),
             ways_out: watch::Sender::new(0),
         })
     }
@@ -135,6 +142,23 @@ impl Ledger {
     /// What happened.
     pub const fn events(&self) -> &EventLog {
         &self.events
+    }
+
+    /// Who wrote what through the API.
+    pub const fn audit(&self) -> &EventLog {
+        &self.audit
+    }
+
+    /// Notes a write through the API. Not flushed.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn note_write(&self, what: Happening) -> Result<(), Error> {
+        let _order = self.audit_order.lock().await;
+        let (batch, staged) = self.audit.stage(Batch::default(), [what], Timestamp::now())?;
+        self.commit(batch).await?;
+        self.audit.publish(staged);
+        Ok(())
     }
 
     /// Notes something that happened and is no change of a record's. Not flushed.
@@ -459,6 +483,26 @@ impl Ledger {
     /// Its alias is in use.
     pub async fn add_token(&self, token: Token) -> Result<Arc<Token>, Error> {
         self.add_to(&self.tokens, token).await
+    }
+
+    /// Puts a changed token in the place of the one with its id and alias. Flushed.
+    ///
+    /// # Errors
+    /// No such token, the store's.
+    pub async fn change_token(
+        &self,
+        id: TokenId,
+        change: impl FnOnce(&Token) -> Token + Send,
+    ) -> Result<Arc<Token>, Error> {
+        let changed = {
+            let _order = self.order.lock().await;
+            let old = self.tokens().get(&id).ok_or_else(|| Error::not_found(What::Token, id))?;
+            let new = change(&old);
+            self.commit(Batch::default().put(&new)?).await?;
+            write(&self.tokens).replace(new)
+        };
+        self.settle(Durability::Flushed).await?;
+        Ok(changed)
     }
 
     /// Forgets a token. Flushed.

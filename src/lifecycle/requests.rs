@@ -11,13 +11,13 @@ use jiff::Timestamp;
 use super::error::Error;
 use super::execute::Timings;
 use crate::domain::alias::TargetPath;
-use crate::domain::container::{EnvChange, ExternalId, LimitsPatch, SettingsPatch};
+use crate::domain::container::{EnvChange, ExternalId, LimitsPatch, MadeUnder, SettingsPatch};
 use crate::domain::host::{Alias, CustomDomain};
 use crate::domain::policy::PolicyName;
-use crate::domain::token::Permissions;
+use crate::domain::token::{Permissions, TemplateRef};
 use crate::domain::{
     Bytes, Container, ContainerId, ContainerName, IdleAction, Image, Limits, OperationId, ProjectId, Secret, Token,
-    Verb,
+    TokenId, Verb,
 };
 use crate::sys::cgroup;
 use crate::sys::netlink::LinkUsage;
@@ -61,6 +61,15 @@ pub struct ProjectPatch {
     pub idle_action: Option<IdleAction>,
 }
 
+/// Who makes a container, and by which request.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Provenance {
+    /// The token.
+    pub by: Option<TokenId>,
+    /// The request, where it bears an idempotency key.
+    pub under: Option<MadeUnder>,
+}
+
 /// A container to be made from an image.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NewContainer {
@@ -72,6 +81,8 @@ pub struct NewContainer {
     pub external_id: Option<ExternalId>,
     /// What differs from the defaults: the project's, and beneath them the host's.
     pub settings: SettingsPatch,
+    /// Who makes it.
+    pub made: Provenance,
     /// Whether it is started at once.
     pub start: bool,
 }
@@ -91,6 +102,8 @@ pub struct NewCopy {
     pub copy_firewall: Option<bool>,
     /// Whether the source's network settings are taken along; `None`: if the source is a template.
     pub copy_network: Option<bool>,
+    /// Who makes it.
+    pub made: Provenance,
     /// Whether it is started at once.
     pub start: bool,
 }
@@ -235,6 +248,18 @@ pub struct NewToken {
     pub project: Option<ProjectId>,
     /// From when on it is refused.
     pub expires_at: Option<Timestamp>,
+    /// What a provisioner may copy; empty: whatever is a template.
+    pub templates: Vec<TemplateRef>,
+    /// Whether it may manage scripts.
+    pub scripts: bool,
+}
+
+impl NewToken {
+    /// For all projects and for ever, and with nothing beside.
+    pub fn new(alias: impl Into<String>, permissions: Permissions) -> Self {
+        let (project, expires_at, templates) = (None, None, Vec::new());
+        Self { alias: alias.into(), permissions, project, expires_at, templates, scripts: false }
+    }
 }
 
 /// A token and, this once, its secret.

@@ -1,4 +1,4 @@
-//! The history of events: on the disk below `event/`, the newest of it in memory.
+//! The history of events: on the disk below a prefix, the newest of it in memory.
 //!
 //! ```text
 //!  change of a record ─► the event in the same batch ─► committed ─► shown, watchers woken
@@ -18,29 +18,36 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use super::schema::Record;
 use super::{Batch, Records, StoreError};
 use crate::domain::event::{Event, EventId, Happening};
 use crate::metrics::Counter;
 
-/// Events that are kept, at most; some 300 bytes each, on the disk and in memory.
+/// Events that one history keeps, at most; some 300 bytes each, on the disk and in memory.
 pub const EVENTS_MAX: usize = 20_000;
 /// How long an event is kept, at most, in days.
 pub const EVENT_AGE_DAYS_MAX: u64 = 30;
 /// Old events that one new one takes along out, at most: a batch stays short.
 const PRUNED_AT_ONCE_MAX: usize = 64;
 
-impl Record for Event {
-    const PREFIX: &'static str = "event/";
-    type Id = EventId;
-    fn id(&self) -> EventId {
-        self.id
+/// Where a history lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shelf(&'static str);
+
+impl Shelf {
+    /// What happened.
+    pub const HAPPENINGS: Self = Self("event/");
+    /// Who wrote what through the API.
+    pub const AUDIT: Self = Self("audit/");
+
+    fn key(self, id: EventId) -> String {
+        format!("{}{id}", self.0)
     }
 }
 
 /// The events that are kept.
 #[derive(Debug)]
 pub struct EventLog {
+    shelf: Shelf,
     kept: RwLock<Kept>,
     newest: watch::Sender<EventId>,
     lost: Counter,
@@ -67,12 +74,14 @@ impl EventLog {
     ///
     /// # Errors
     /// The store's.
-    pub async fn load(records: &Records) -> Result<Self, StoreError> {
-        let events: VecDeque<_> = records.all::<Event>().await?.into_iter().map(Arc::new).collect();
+    pub async fn load(records: &Records, shelf: Shelf) -> Result<Self, StoreError> {
+        let events = records.all_at::<Event>(shelf.0).await?;
+        let events: VecDeque<_> = events.into_iter().map(|(_, event)| Arc::new(event)).collect();
         let newest = events.back().map(|event| event.id).unwrap_or_default();
         // What came before the oldest is not known: whoever asks from further back is told.
         let dropped = events.front().map(|event| EventId(event.id.0.saturating_sub(1))).unwrap_or_default();
         Ok(Self {
+            shelf,
             kept: RwLock::new(Kept { events, dropped }),
             newest: watch::channel(newest).0,
             lost: Counter::default(),
@@ -94,7 +103,7 @@ impl EventLog {
         for what in happenings {
             let event = Event { id: EventId::after(last, now), at: now, what };
             last = event.id;
-            batch = batch.put(&event)?;
+            batch = batch.put_at(self.shelf.key(event.id), &event)?;
             staged.events.push(Arc::new(event));
         }
         if staged.events.is_empty() {
@@ -106,7 +115,7 @@ impl EventLog {
         let too_many = (kept.events.len() + staged.events.len()).saturating_sub(EVENTS_MAX);
         let goes = |(n, old): &(usize, &Arc<Event>)| *n < too_many || old.at < oldest;
         for (_, old) in kept.events.iter().enumerate().take(PRUNED_AT_ONCE_MAX).take_while(goes) {
-            batch = batch.remove::<Event>(&old.id);
+            batch = batch.remove_at(self.shelf.key(old.id));
             staged.pruned += 1;
         }
         Ok((batch, staged))
@@ -193,7 +202,7 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let store: Arc<dyn Store> = Arc::new(Arc::new(SledStore::open(&folder.path().join("db")).unwrap()));
             let records = Records::open(store).await.unwrap();
-            let log = EventLog::load(&records).await.unwrap();
+            let log = EventLog::load(&records, Shelf::HAPPENINGS).await.unwrap();
             Self { records, log, _folder: folder }
         }
 
@@ -216,7 +225,7 @@ mod tests {
         for kind in [EventKind::Created, EventKind::Started] {
             history.emit(kind, now).await;
         }
-        let again = EventLog::load(&history.records).await.unwrap();
+        let again = EventLog::load(&history.records, Shelf::HAPPENINGS).await.unwrap();
         assert_eq!(again.all(|_| true), history.log.all(|_| true));
         let what = Happening::to_container(EventKind::Oom, ProjectId::NIL, ContainerId::NIL);
         let (_, staged) = again.stage(Batch::default(), [what.clone(), what], now).unwrap();
@@ -236,7 +245,7 @@ mod tests {
         let next = |last, kind| history.log.next(last, |event| event.what.kind == kind);
         assert_eq!(next(EventId(0), EventKind::Started).unwrap().unwrap().id, ids[2]);
         assert_eq!(next(ids[1], EventKind::Oom).unwrap(), Err(ids[2]), "nothing of that kind up to the newest");
-        let again = EventLog::load(&history.records).await.unwrap();
+        let again = EventLog::load(&history.records, Shelf::HAPPENINGS).await.unwrap();
         let before = EventId(ids[0].0 - 1);
         assert_eq!(again.next(before, |_| true).unwrap().unwrap().id, ids[0]);
         assert_eq!(again.next(EventId(5), |_| true), Err(before), "what was before is not known");
@@ -254,7 +263,18 @@ mod tests {
         assert_eq!(history.ids().len(), 2, "a batch takes so many along and no more");
         history.emit(EventKind::Stopped, now).await;
         assert_eq!(history.ids().len(), 2);
-        assert_eq!(EventLog::load(&history.records).await.unwrap().all(|_| true), history.log.all(|_| true));
+        assert_eq!(
+            EventLog::load(&history.records, Shelf::HAPPENINGS).await.unwrap().all(|_| true),
+            history.log.all(|_| true)
+        );
+    }
+
+    #[tokio::test]
+    async fn histories_on_two_shelves_know_nothing_of_each_other() {
+        let history = History::new().await;
+        history.emit(EventKind::Started, Timestamp::now()).await;
+        let audit = EventLog::load(&history.records, Shelf::AUDIT).await.unwrap();
+        assert!(audit.is_empty());
     }
 
     #[tokio::test]

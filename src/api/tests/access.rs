@@ -73,8 +73,7 @@ async fn a_token_of_one_project_knows_of_no_other() {
 async fn a_token_that_is_over_is_refused() {
     let desk = Desk::new().await;
     let past = Timestamp::now() - SignedDuration::from_secs(1);
-    let new =
-        NewToken { alias: "old".into(), permissions: Permissions::FullAccess, project: None, expires_at: Some(past) };
+    let new = NewToken { expires_at: Some(past), ..NewToken::new("old", Permissions::FullAccess) };
     let old = desk.service.create_token(new).await.unwrap().secret;
     with(&desk, old.reveal(), "GET", "/projects/", None).await.refused(401, "TOKEN_EXPIRED");
     let made = desk.post("/auth/tokens", json!({ "alias": "ci" })).await.data(201);

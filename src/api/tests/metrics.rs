@@ -32,7 +32,7 @@ async fn whoever_may_read_the_whole_host_may_read_metrics() {
 async fn an_operator_may_open_them() {
     let desk = Desk::new().await;
     let monitoring = Monitoring { open: true, sources: Vec::new() };
-    let open = router(desk.service.clone(), desk.zone.clone(), monitoring, desk.shutdown.clone());
+    let open = Api::new(desk.service.clone(), desk.zone.clone(), monitoring, desk.shutdown.clone()).router();
     assert_eq!(scrape(&open, &[]).await.0, 200);
 }
 

@@ -2,6 +2,7 @@
 
 mod access;
 mod access_log;
+mod audit;
 mod changes;
 mod domains;
 mod events;
@@ -12,7 +13,9 @@ mod network;
 mod once;
 mod permissions;
 mod projects;
+mod provisioner;
 mod stream;
+mod tokens;
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -57,6 +60,7 @@ struct Desk {
     service: Service,
     project: ProjectId,
     token: String,
+    api: Api,
     router: Router,
     shutdown: CancellationToken,
     zone: Arc<Zone>,
@@ -96,8 +100,9 @@ impl Desk {
         let (lab, service, project) = Lab::new().await;
         let shutdown = CancellationToken::new();
         let zone = Arc::new(Zone::default());
-        let router = router(service.clone(), zone.clone(), Monitoring::default(), shutdown.clone());
-        let mut desk = Self { lab, service, project, token: String::new(), router, shutdown, zone };
+        let api = Api::new(service.clone(), zone.clone(), Monitoring::default(), shutdown.clone());
+        let router = api.router();
+        let mut desk = Self { lab, service, project, token: String::new(), api, router, shutdown, zone };
         desk.token = desk.token_of("test", Permissions::FullAccess, None).await;
         desk
     }
@@ -106,12 +111,13 @@ impl Desk {
     async fn restarted(mut self) -> Self {
         self.service = self.lab.daemon().await;
         let monitoring = Monitoring::default();
-        self.router = router(self.service.clone(), self.zone.clone(), monitoring, self.shutdown.clone());
+        self.api = Api::new(self.service.clone(), self.zone.clone(), monitoring, self.shutdown.clone());
+        self.router = self.api.router();
         self
     }
 
     async fn token_of(&self, alias: &str, permissions: Permissions, project: Option<ProjectId>) -> String {
-        let new = NewToken { alias: alias.to_owned(), permissions, project, expires_at: None };
+        let new = NewToken { project, ..NewToken::new(alias, permissions) };
         self.service.create_token(new).await.unwrap().secret.reveal().to_owned()
     }
 

@@ -83,3 +83,24 @@ async fn a_late_webhook_does_not_bring_a_deleted_tenant_back() {
     let records = desk.service.records().all_at::<Value>("idempotency").await.unwrap();
     assert!(!records.is_empty() && !format!("{records:?}").contains("s3cret"), "the kept answer went along");
 }
+
+#[tokio::test]
+async fn an_answer_that_was_lost_with_the_daemon_is_given_from_what_was_made() {
+    let desk = Desk::new().await;
+    let first = keyed(&desk, "evt_1", &named("acme")).await.data(201);
+    // As if it had been killed between making and keeping.
+    for (key, _) in desk.service.records().all_at::<Value>("idempotency").await.unwrap() {
+        let gone = crate::store::Batch::default().remove_at(key);
+        desk.service.records().commit(gone, crate::store::Durability::Flushed).await.unwrap();
+    }
+    let desk = desk.restarted().await;
+    keyed(&desk, "evt_1", &named("globex")).await.refused(422, "IDEMPOTENCY_KEY_REUSED");
+    for _ in 0..2 {
+        let again = keyed(&desk, "evt_1", &named("acme")).await;
+        assert_eq!(again.headers["idempotent-replayed"], "true");
+        assert_eq!(again.data(201)["id"], first["id"]);
+    }
+    assert_eq!(desk.service.containers().len(), 1);
+    desk.delete(&path_of(&first)).await.data(200);
+    keyed(&desk, "evt_1", &named("acme")).await.refused(410, "CONTAINER_DELETED");
+}

@@ -18,6 +18,8 @@ fn container() -> Container {
         image: "2123456789abcdef01234567".parse::<ImageId>().unwrap(),
         image_name: "base".into(),
         source: None,
+        made_by: None,
+        made_under: None,
         settings: Settings {
             comment: None,
             color: None,

@@ -328,6 +328,7 @@ impl CreateContainer {
             image: map(self.container_image, image)?,
             external_id: external_id(fields.external_id.take())?.flatten(),
             settings: fields.into_patch(Maps::Replace, Nulls::LeftOut)?,
+            made: Default::default(),
             start: self.start.unwrap_or(true),
         };
         Ok((new, warnings))
@@ -354,6 +355,7 @@ impl CopyContainer {
             settings: fields.into_patch(Maps::Merge, Nulls::LeftOut)?,
             copy_firewall: self.copy_firewall_rules,
             copy_network: self.copy_network_rules,
+            made: Default::default(),
             start: self.start.unwrap_or(true),
         };
         Ok((new, warnings))

@@ -48,6 +48,7 @@ impl Service {
             external_id: new.external_id,
             image: (image.id, image.name.clone()),
             source: None,
+            made: new.made,
             settings,
             start: new.start,
         };
@@ -80,6 +81,7 @@ impl Service {
             external_id: new.external_id,
             image: (from.image, from.image_name.clone()),
             source: Some(source),
+            made: new.made,
             settings: new.settings.apply(settings)?,
             start: new.start,
         };
@@ -316,6 +318,7 @@ struct Draft {
     external_id: Option<crate::domain::container::ExternalId>,
     image: (ImageId, String),
     source: Option<ContainerId>,
+    made: Provenance,
     settings: Settings,
     start: bool,
 }
@@ -334,6 +337,8 @@ impl Draft {
             image,
             image_name,
             source: self.source,
+            made_by: self.made.by,
+            made_under: self.made.under,
             settings: self.settings,
             phase: Phase::Creating,
             desired: if self.start { Desired::Running } else { Desired::Stopped },

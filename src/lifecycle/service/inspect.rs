@@ -152,6 +152,19 @@ impl Service {
         self.ledger().events()
     }
 
+    /// Who wrote what through the API.
+    pub fn audit(&self) -> &EventLog {
+        self.ledger().audit()
+    }
+
+    /// Notes a write through the API.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn note_write(&self, what: Happening) -> Result<(), Error> {
+        self.ledger().note_write(what).await
+    }
+
     /// Notes something that happened and is no change of a record's.
     ///
     /// # Errors

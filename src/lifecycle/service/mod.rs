@@ -9,11 +9,12 @@ mod inspect;
 mod presence;
 mod projects;
 mod tokens;
+mod uses;
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -54,6 +55,9 @@ struct Inner {
     uploads: PathBuf,
     cpu: inspect::CpuSamples,
     ready: AtomicBool,
+    uses: uses::Uses,
+    /// Where the admin token's secret is kept.
+    admin_file: OnceLock<PathBuf>,
 }
 
 impl Service {
@@ -72,6 +76,7 @@ impl Service {
         let ledger = Ledger::load(records.clone(), config.last_slot()).await?;
         let names = config.host_names().map_err(|error| Error::Config(error.to_string()))?;
         let uploads = layout.uploads();
+        let uses = uses::Uses::load(&records).await?;
         let executor = Executor::new(drivers, records, journal, layout, config.users.uid_base);
         let inner = Inner {
             shared: Shared::new(ledger, executor, policies, bounds(config)),
@@ -82,6 +87,8 @@ impl Service {
             uploads,
             cpu: inspect::CpuSamples::default(),
             ready: AtomicBool::new(false),
+            uses,
+            admin_file: OnceLock::new(),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
