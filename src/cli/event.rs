@@ -18,7 +18,7 @@ const PAGE: u64 = 100;
 /// Which events.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  tenantry events --last 20\n  tenantry events --container acme --type 'container.*'\n  tenantry events --follow --type container.oom --json"
+    after_help = "Examples:\n  tenantry events --last 20\n  tenantry events --container acme --type 'container.*'\n  tenantry events --follow --type container.oom --json\n  tenantry events --type 'audit.*' --last 20"
 )]
 pub struct EventsArgs {
     /// Of this container: its name or id

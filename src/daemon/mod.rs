@@ -177,6 +177,13 @@ fn listen_to_scripts(path: &Path) -> Result<UnixListener, DaemonError> {
     Ok(listener)
 }
 
+/// It leads nowhere any more; the next daemon makes its own.
+fn remove_socket(path: &Path) {
+    if let Err(error) = std::fs::remove_file(path) {
+        tracing::warn!(path = %path.display(), %error, "the socket for scripts is left");
+    }
+}
+
 fn listen(what: &'static str, address: SocketAddr) -> Result<TcpListener, DaemonError> {
     let bound = || {
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
@@ -310,6 +317,7 @@ impl Daemon {
         let surface = Api::new(service.clone(), names, monitoring, shutdown.clone());
         let serving_scripts = serve(scripts, surface.router_for_scripts(Runs::default()), shutdown.clone());
         tokio::join!(serve(api, surface.router(), shutdown), serving_scripts);
+        remove_socket(&config.scripts_socket());
         service.close(Duration::from_secs(CLOSE_S_MAX)).await;
         beside.wait().await;
         keep_uses(&service).await;

@@ -31,4 +31,5 @@ mod skips;
 mod starve;
 mod support;
 mod tls;
+mod tokens;
 mod wake;
