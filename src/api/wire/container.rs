@@ -59,6 +59,8 @@ pub struct ContainerView {
     pub last_used_snapshot: Option<String>,
     /// What it was copied from.
     pub source_container_id: Option<String>,
+    /// The id of the token that it was made with; of all scripts it is the same one. Null: it is older than this is noted.
+    pub made_by: Option<String>,
     /// Hosts under which the proxy knows it.
     pub proxy_domains: Vec<String>,
     /// What the caller should know, though nothing failed.
@@ -251,6 +253,7 @@ impl ContainerView {
             snapshot_count: 0,
             last_used_snapshot: None,
             source_container_id: container.source.map(|id| id.to_string()),
+            made_by: container.made_by.map(|id| id.to_string()),
             proxy_domains: place.urls.iter().filter_map(|url| host(url)).collect(),
             warnings,
             created_at: container.created_at,

@@ -78,7 +78,7 @@ fn a_container_has_every_field_of_the_contract_also_where_nothing_is_known() {
     for field in "id project_id project_alias server_id server_name name color container_image status desired status_reason \
          generation environment_vars env_sync autostart ramdisk comment snapshot_count last_used_snapshot \
          source_container_id proxy_domains warnings created_at updated_at url urls port limits idle_timeout template labels \
-         external_id ip started_at ready_at last_activity_at"
+         external_id made_by ip started_at ready_at last_activity_at"
         .split_whitespace()
     {
         assert!(found.contains(field), "{field} is missing");
