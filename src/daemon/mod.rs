@@ -210,6 +210,8 @@ pub async fn drivers(
     let links = VethLinks::new(config.instance.clone(), config.net.subnet)
         .map_err(|source| DaemonError::System("cannot speak to the kernel's network", source))?;
     tracing::info!(cgroups = ?cgroups.version(), "the host's controllers are found");
+    let runtime = HelperRuntime::new(&config.run_dir)?;
+    runtime.warm();
     let pool: Arc<dyn Pool> = Arc::new(opened.pool.clone());
     Ok(Drivers {
         folders: Arc::new(DiskFolders::open(layout.clone(), pool.clone())?),
@@ -217,7 +219,7 @@ pub async fn drivers(
         cgroups: Arc::new(cgroups),
         links: Arc::new(links),
         firewall: Arc::new(NftFirewall::with_doors(config.instance.clone(), config.net.subnet, doors)),
-        runtime: Arc::new(HelperRuntime::new(&config.run_dir)?),
+        runtime: Arc::new(runtime),
     })
 }
 

@@ -65,3 +65,53 @@ fn the_next_daemon_waits_for_a_helper_that_still_undoes_its_start() {
         assert!(helpers(daemon).is_empty());
     });
 }
+
+/// Children of a daemon that are helpers and have been told nothing.
+fn spares(daemon: &Daemon) -> Vec<i32> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap().flatten();
+    let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    let children = lists.flat_map(|list| list.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<i32>>());
+    children.filter(|pid| is_helper(*pid)).collect()
+}
+
+fn is_helper(pid: i32) -> bool {
+    fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line == b"tenantry\0runtime\0start\0")
+}
+
+async fn comes_true(what: &str, is_so: impl Fn() -> bool) {
+    let deadline = Instant::now() + patience(10);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[test]
+fn a_few_spare_helpers_own_nothing_serve_one_start_each_and_end_with_their_daemon() {
+    play(async |daemon| {
+        let client = daemon.client.clone();
+        let first = spares(daemon);
+        assert!((1..=4).contains(&first.len()), "{first:?}");
+        for spare in &first {
+            let same = |file: &str| fs::read_to_string(format!("/proc/{spare}/{file}")).unwrap();
+            assert_eq!(same("cgroup"), fs::read_to_string(format!("/proc/{}/cgroup", daemon.pid())).unwrap());
+            let tree = |pid: u32, name: &str| fs::read_link(format!("/proc/{pid}/ns/{name}")).unwrap();
+            for name in ["user", "net", "mnt", "pid"] {
+                assert_eq!(tree(*spare as u32, name), tree(daemon.pid(), name), "{name}");
+            }
+            assert!(!holds(Pid::from_raw(*spare).as_raw(), &daemon.run_dir().join("containers")));
+        }
+        let project = client.create_project("estate").await;
+        let made = client.post(&format!("/projects/{project}/containers"), json!({ "name": "one" })).await.data(201);
+        assert_eq!(client.page(&made, "/").await.status, 200);
+        comes_true("no spare was used up", || first.iter().filter(|spare| is_helper(**spare)).count() < first.len())
+            .await;
+        comes_true("it was not replaced", || spares(daemon).len() == first.len()).await;
+        let last = spares(daemon);
+        daemon.kill9();
+        comes_true("a spare outlives its daemon", || !last.iter().any(|spare| is_helper(*spare))).await;
+        daemon.spawn();
+        daemon.wait_ready().await;
+        assert_eq!(client.page(&made, "/").await.status, 200);
+    });
+}

@@ -6,6 +6,7 @@
 
 mod orphans;
 mod session;
+mod spares;
 mod statuses;
 
 use std::collections::HashMap;
@@ -27,6 +28,7 @@ use super::{
 use crate::domain::{Bytes, Confinement, ContainerId};
 use crate::sys::oci::seccomp;
 use session::Session;
+use spares::Spares;
 use statuses::Statuses;
 
 /// Starts under way at once; more are refused, since each holds a process and three pipes.
@@ -60,8 +62,16 @@ pub struct HelperRuntime {
     helper: PathBuf,
     /// Starts under way. A session stays here until its helper has been waited for, so that a start whose caller goes
     /// away in the middle is ended by `remove` like any other.
-    sessions: Mutex<HashMap<ContainerId, Arc<AsyncMutex<Session>>>>,
+    sessions: Arc<Mutex<Sessions>>,
+    spares: Arc<Spares>,
     statuses: Statuses,
+}
+
+type Sessions = HashMap<ContainerId, Arc<AsyncMutex<Session>>>;
+
+fn lock(sessions: &Mutex<Sessions>) -> MutexGuard<'_, Sessions> {
+    // A map of whole values: a panic elsewhere cannot have left it half changed.
+    sessions.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl HelperRuntime {
@@ -81,7 +91,8 @@ impl HelperRuntime {
         let runtime = Self {
             run_dir: run_dir.to_owned(),
             helper: helper.to_owned(),
-            sessions: Mutex::default(),
+            sessions: Arc::default(),
+            spares: Arc::new(Spares::new(helper)),
             statuses: Statuses::default(),
         };
         for (path, mode) in [(runtime.containers(), 0o711), (runtime.seccomp_cache(), 0o700)] {
@@ -100,6 +111,11 @@ impl HelperRuntime {
         Ok(runtime)
     }
 
+    /// Has helpers ready for the first starts.
+    pub fn warm(&self) {
+        self.spares.refill();
+    }
+
     fn containers(&self) -> PathBuf {
         self.run_dir.join("containers")
     }
@@ -112,9 +128,8 @@ impl HelperRuntime {
         Places { dir: self.containers().join(id.to_string()), seccomp_cache: self.seccomp_cache() }
     }
 
-    fn sessions(&self) -> MutexGuard<'_, HashMap<ContainerId, Arc<AsyncMutex<Session>>>> {
-        // A map of whole values: a panic elsewhere cannot have left it half changed.
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    fn sessions(&self) -> MutexGuard<'_, Sessions> {
+        lock(&self.sessions)
     }
 
     fn session(&self, id: ContainerId) -> Option<Arc<AsyncMutex<Session>>> {
@@ -132,7 +147,7 @@ impl HelperRuntime {
         if sessions.len() >= SESSIONS_MAX {
             return refused("too many starts are under way");
         }
-        let session = Session::spawn(id, &self.helper, "start")?;
+        let session = Session::of(id, self.spares.take(id)?);
         sessions.insert(id, Arc::new(AsyncMutex::new(session)));
         Ok(())
     }
@@ -163,6 +178,27 @@ impl HelperRuntime {
             self.sessions().remove(&id);
         }
         answer
+    }
+
+    /// Waits for the end of a helper whose init runs, beside what the daemon does next: taking its memory and its mounts apart
+    /// takes the kernel longer than init takes to listen. Until then init is the helper's child, which [`Statuses`] knows, and the
+    /// session stays, so that a `remove` ends it first.
+    fn see_off(&self, id: ContainerId) {
+        let Some(session) = self.session(id) else { return };
+        let (sessions, spares) = (Arc::clone(&self.sessions), Arc::clone(&self.spares));
+        tokio::spawn(async move {
+            // A helper that does not end is killed by this, which init, once it runs, survives.
+            if let Err(error) = session.lock().await.finish("end", EXIT_WAIT_MS_MAX).await {
+                tracing::warn!(container = %id, error = &error as &dyn std::error::Error, "a runtime helper did not end");
+            }
+            let mut open = lock(&sessions);
+            // It may have been removed, and another start of the same container be under way.
+            if open.get(&id).is_some_and(|now| Arc::ptr_eq(now, &session)) {
+                open.remove(&id);
+            }
+            drop(open);
+            spares.refill();
+        });
     }
 
     /// Init as the files say: of a start in an earlier life of the daemon, too.
@@ -247,11 +283,7 @@ impl Runtime for HelperRuntime {
             other => Err(other),
         })
         .await?;
-        if let Some(session) = self.session(id) {
-            // Only when the helper has ended is init our child, and its status ours to take.
-            session.lock().await.finish("end", EXIT_WAIT_MS_MAX).await?;
-            self.sessions().remove(&id);
-        }
+        self.see_off(id);
         Ok(())
     }
 

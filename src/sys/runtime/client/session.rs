@@ -37,10 +37,18 @@ pub struct Session {
     _registered: Registered,
 }
 
-impl Session {
-    /// Starts a helper.
-    pub fn spawn(id: ContainerId, helper: &Path, verb: &str) -> Result<Self, RuntimeError> {
-        let failed = |source| RuntimeError::Helper { action: "start", id, source };
+/// A helper that has been told nothing yet. Dropped, it is killed.
+#[derive(Debug)]
+pub struct Helper {
+    child: Child,
+    pipes: Pipes,
+    // Last, as in a session.
+    registered: Registered,
+}
+
+impl Helper {
+    /// Starts one.
+    pub fn spawn(helper: &Path, verb: &str) -> io::Result<Self> {
         let mut child = Command::new(helper)
             .arg0("tenantry")
             .args(["runtime", verb])
@@ -49,13 +57,30 @@ impl Session {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
-            .spawn()
-            .map_err(failed)?;
-        let gone = || failed(io::ErrorKind::BrokenPipe.into());
+            .spawn()?;
+        let gone = || io::Error::from(io::ErrorKind::BrokenPipe);
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).ok_or_else(gone)?;
         let pipes = Pipes { stdin: child.stdin.take(), stdout: BufReader::new(child.stdout.take().ok_or_else(gone)?) };
-        let _registered = Registered::new(pid);
-        Ok(Self { id, child, pipes, init: None, asking: false, _registered })
+        Ok(Self { child, pipes, registered: Registered::new(pid) })
+    }
+
+    /// Its process; `None` where it has ended.
+    #[cfg(test)]
+    pub fn pid(&self) -> Option<u32> {
+        self.child.id()
+    }
+
+    /// Whether it still waits to be told something.
+    pub fn is_waiting(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+}
+
+impl Session {
+    /// The conversation with a new helper.
+    pub fn of(id: ContainerId, helper: Helper) -> Self {
+        let Helper { child, pipes, registered } = helper;
+        Self { id, child, pipes, init: None, asking: false, _registered: registered }
     }
 
     /// Notes the init that the helper has made.
@@ -204,7 +229,8 @@ pub async fn exec(
         timeout_ms: request.timeout_ms,
         output_bytes_max: request.output_max.0,
     };
-    let session = Session::spawn(id, helper, "exec")?;
+    let helper = Helper::spawn(helper, "exec");
+    let session = Session::of(id, helper.map_err(|source| RuntimeError::Helper { action: "start", id, source })?);
     let (_caller, caller_gone) = oneshot::channel();
     let attended = tokio::spawn(attend(session, command, request.stdin.clone(), caller_gone));
     attended.await.unwrap_or_else(|e| Err(RuntimeError::Helper { action: "attend", id, source: io::Error::other(e) }))
