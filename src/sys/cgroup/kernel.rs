@@ -80,6 +80,10 @@ impl Cgroups for KernelCgroups {
     }
 
     fn expect_move(&self) {
+        // On v1 helpers move without that wait (see `sys/runtime/helper/visit.rs`), and this would be in their way.
+        if self.version() == Version::V1 {
+            return;
+        }
         let groups = Arc::clone(&self.groups);
         tokio::task::spawn_blocking(move || {
             if let Err(error) = groups.stay() {

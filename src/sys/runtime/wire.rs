@@ -31,6 +31,11 @@ impl Places {
         self.dir.join("rootfs")
     }
 
+    /// Where the control groups that a container sees on v1 are put together, in the helper's mount namespace only.
+    pub fn groups(&self) -> PathBuf {
+        self.dir.join("groups")
+    }
+
     /// libcontainer's state root.
     pub fn state(&self) -> PathBuf {
         self.dir.join("state")

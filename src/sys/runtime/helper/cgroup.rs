@@ -1,11 +1,13 @@
-//! The control groups of a running init, for one more process to join: one file on v2, one a hierarchy on v1. And where a
-//! container sees v1's.
+//! The control groups of a running init, for one more process to join: one file on v2, one a hierarchy on v1.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::unistd::Pid;
+
+/// Where Linux has v1's hierarchies. libcontainer looks nowhere else.
+pub const ROOT: &str = "/sys/fs/cgroup";
 
 /// `cgroup.procs` files, opened while we are still on the host.
 #[derive(Debug)]
@@ -56,29 +58,28 @@ fn mount_point<'a>(line: &'a str, controllers: &str) -> Option<&'a str> {
     (ours && root == "/").then_some(point)
 }
 
-/// Where libcontainer mounts v1 hierarchies inside, and last the folder they are in; nothing on v2, where it is one mount.
-pub fn hierarchies_inside() -> io::Result<Vec<String>> {
-    Ok(inside(&fs::read_to_string("/proc/self/mountinfo")?))
+/// Mount points of v1 hierarchies with one of these controllers, where libcontainer looks for them, in the order of their mounts.
+pub fn hierarchies(mountinfo: &str, controllers: &[&str]) -> Vec<PathBuf> {
+    let point = |line: &str| {
+        let (head, tail) = line.split_once(" - ")?;
+        let (root, point) = (head.split(' ').nth(3)?, head.split(' ').nth(4)?);
+        let mut tail = tail.split(' ');
+        let (kind, options) = (tail.next()?, tail.nth(1)?);
+        let holds_any = options.split(',').any(|option| controllers.contains(&option));
+        let in_place = root == "/" && Path::new(point).parent() == Some(Path::new(ROOT));
+        (kind == "cgroup" && in_place && holds_any).then(|| PathBuf::from(point))
+    };
+    mountinfo.lines().filter_map(point).collect()
 }
 
-/// It mounts each under its folder's name, if that is where Linux has them.
-fn inside(mountinfo: &str) -> Vec<String> {
-    const ROOT: &str = "/sys/fs/cgroup";
-    let mut found: Vec<String> = mountinfo
-        .lines()
-        .filter_map(|line| {
-            let (head, tail) = line.split_once(" - ")?;
-            let point = head.split(' ').nth(4)?;
-            (tail.starts_with("cgroup ") && point.starts_with(ROOT)).then(|| point.rsplit('/').next())?
-        })
-        .map(|name| format!("{ROOT}/{name}"))
-        .collect();
-    found.sort();
-    found.dedup();
-    if !found.is_empty() {
-        found.push(ROOT.to_owned());
-    }
-    found
+/// The group in the hierarchy at `point` of a process whose cgroup file this is.
+pub fn group_in(mountinfo: &str, own: &str, point: &Path) -> Option<PathBuf> {
+    own.lines().find_map(|line| {
+        let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+        let mount =
+            mountinfo.lines().find_map(|mount| mount_point(mount, controllers).filter(|at| Path::new(at) == point));
+        mount.map(|mount| Path::new(mount).join(path.trim_start_matches('/')))
+    })
 }
 
 #[cfg(test)]
@@ -104,10 +105,14 @@ mod tests {
     }
 
     #[test]
-    fn on_v1_every_hierarchy_inside_is_named_and_the_folder_comes_last() {
-        let root = "/sys/fs/cgroup";
-        let wanted = ["/cpu,cpuacct", "/memory", "/systemd", ""].map(|name| format!("{root}{name}"));
-        assert_eq!(inside(HYBRID), wanted, "the one elsewhere is not mounted inside");
+    fn hierarchies_are_found_by_what_they_hold_and_groups_by_their_hierarchy() {
+        let found = hierarchies(HYBRID, &["cpuacct", "memory"]);
+        assert_eq!(found, ["/sys/fs/cgroup/cpu,cpuacct", "/sys/fs/cgroup/memory"].map(PathBuf::from));
+        let own = "4:memory:/system/x\n3:cpu,cpuacct:/\n1:name=systemd:/\n0::/\n";
+        let group = |point: &str| group_in(HYBRID, own, Path::new(point));
+        assert_eq!(group("/sys/fs/cgroup/memory"), Some("/sys/fs/cgroup/memory/system/x".into()));
+        assert_eq!(group("/sys/fs/cgroup/cpu,cpuacct"), Some("/sys/fs/cgroup/cpu,cpuacct/".into()));
+        assert_eq!(group("/sys/fs/cgroup/pids"), None);
     }
 
     #[test]
@@ -115,6 +120,6 @@ mod tests {
         let mounts = "29 25 0:24 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n";
         let found = files(mounts, "0::/system.slice/tenantry.service\n", "0::/tenantry/1\n");
         assert_eq!(found, [PathBuf::from("/sys/fs/cgroup/tenantry/1/cgroup.procs")]);
-        assert!(inside(mounts).is_empty());
+        assert!(hierarchies(mounts, &["memory"]).is_empty());
     }
 }

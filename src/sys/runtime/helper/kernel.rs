@@ -45,13 +45,13 @@ pub fn open_tree(path: &Path) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
-/// Sets attributes of a detached mount and maps its ids through a user namespace.
-pub fn map_ids(tree: &OwnedFd, user_namespace: &OwnedFd, attributes: u64) -> io::Result<()> {
+/// Sets attributes of a detached mount, and maps its ids through a user namespace where one is given.
+pub fn set_attributes(tree: &OwnedFd, attributes: u64, user_namespace: Option<&OwnedFd>) -> io::Result<()> {
     let wanted = libc::mount_attr {
-        attr_set: attributes | libc::MOUNT_ATTR_IDMAP,
+        attr_set: attributes | user_namespace.map_or(0, |_| libc::MOUNT_ATTR_IDMAP),
         attr_clr: 0,
         propagation: 0,
-        userns_fd: user_namespace.as_raw_fd() as u64,
+        userns_fd: user_namespace.map_or(0, |fd| fd.as_raw_fd() as u64),
     };
     let (path, flags) = (c"", libc::AT_EMPTY_PATH);
     let size = std::mem::size_of::<libc::mount_attr>();

@@ -12,7 +12,9 @@ mod namespaces;
 mod program;
 mod pump;
 mod rootfs;
+mod sight;
 mod start;
+mod visit;
 
 use std::error::Error;
 use std::fs::File;

@@ -22,7 +22,7 @@ pub fn map(rootfs: &Path, target: &Path, user_namespace: &OwnedFd) -> Result<(),
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
         .step("make the mount namespace private")?;
     let tree = kernel::open_tree(rootfs).step("open the rootfs")?;
-    kernel::map_ids(&tree, user_namespace, libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID)
+    kernel::set_attributes(&tree, libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID, Some(user_namespace))
         .step("map the ids of the rootfs")?;
     check_passable(target).step("reach the rootfs as the container's root")?;
     kernel::move_mount(&tree, target).step("mount the rootfs")

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use libcontainer::container::Container;
 use libcontainer::container::builder::ContainerBuilder;
-use libcontainer::oci_spec::runtime::{LinuxNamespaceType, PosixRlimitBuilder, Spec};
+use libcontainer::oci_spec::runtime::{Linux, LinuxNamespaceType, PosixRlimitBuilder, Spec};
 use libcontainer::syscall::syscall::SyscallType;
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
@@ -28,7 +28,8 @@ use nix::unistd::{Pid, setgroups};
 
 use super::namespaces::{Namespaces, path_for_others, path_for_ourselves};
 use super::program::Workload;
-use super::{Daemon, NAME, Step, kernel, pipe, rootfs};
+use super::visit::{PIDS_MIN, Visit};
+use super::{Daemon, NAME, Step, kernel, pipe, rootfs, sight};
 use crate::sys::oci::{self, seccomp};
 use crate::sys::runtime::files::Claim;
 use crate::sys::runtime::wire::{Failure, Places, StartReport, StartRequest};
@@ -48,8 +49,11 @@ pub const LIBCONTAINER_NAMES: &str = "youki:[";
 /// Serves one start.
 pub fn run() -> io::Result<()> {
     let mut daemon = Daemon::take()?;
-    let Some(StartRequest::Prepare { launch, places }) = daemon.next()? else {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "the first request must be `prepare`"));
+    let (launch, places) = match daemon.next()? {
+        Some(StartRequest::Prepare { launch, places }) => (launch, places),
+        Some(_) => return Err(io::Error::new(io::ErrorKind::InvalidData, "the first request must be `prepare`")),
+        // A spare that was not needed.
+        None => return Ok(()),
     };
     // Only now: the daemon has noted our pid before it wrote, so it takes nothing of ours for an orphan.
     nix::sys::prctl::set_name(NAME)?;
@@ -85,8 +89,10 @@ fn serve(
     let (spec, filter) = private_bundle(launch, places, &namespaces)?;
     let log = open_log(launch, &spec)?;
     let (outcome, outcome_init) = pipe().map(|(r, w)| (File::from(r), File::from(w))).step("make a pipe")?;
+    let mut visit = Visit::enter(&spec);
     let made = build(launch, places, log, Workload::new(filter, outcome_init));
-    let init = created(made, container, &outcome)?;
+    let init = created(made, container, &outcome).inspect_err(|_| visit.abandon())?;
+    visit.leave();
     write_private(&places.init(), &serde_json::to_vec(&init).step("note init")?).step("note init")?;
     daemon.say(&StartReport::Created(init)).step("report")?;
 
@@ -135,8 +141,7 @@ fn make_folders(places: &Places) -> Result<(), Failure> {
 }
 
 /// Derives what libcontainer is given from the container's bundle: the same but for the place of the rootfs, the
-/// namespaces that are there already, and seccomp, which we load ourselves. What of v1's control groups it would mount
-/// writable, though the bundle says `ro`, is closed as a path.
+/// namespaces that are there already, seccomp, which we load ourselves, and what it would make of v1's control groups.
 fn private_bundle(launch: &Launch, places: &Places, namespaces: &Namespaces) -> Result<(Spec, Vec<u8>), Failure> {
     let mut spec = Spec::load(launch.bundle.join(oci::CONFIG)).step("read the bundle")?;
     let mut linux = spec.linux().clone().unwrap_or_default();
@@ -153,15 +158,25 @@ fn private_bundle(launch: &Launch, places: &Places, namespaces: &Namespaces) -> 
             _ => namespace,
         };
     }
-    let mut closed = linux.readonly_paths().clone().unwrap_or_default();
-    closed.extend(super::cgroup::hierarchies_inside().step("find the cgroup hierarchies")?);
-    linux.set_seccomp(None).set_namespaces(Some(list)).set_readonly_paths(Some(closed));
+    linux.set_seccomp(None).set_namespaces(Some(list));
+    let_init_be_made(&mut linux);
     let mut root = spec.root().clone().unwrap_or_default();
     root.set_path(places.rootfs());
     spec.set_linux(Some(linux)).set_root(Some(root));
     raise_limits(&mut spec)?;
+    sight::show_groups(&mut spec, &places.groups())?;
     oci::write_spec(&places.bundle(), &spec).step("write the runtime's bundle")?;
     Ok((spec, filter))
+}
+
+/// A limit of processes below what it takes to make init is set when it is made, by the daemon.
+fn let_init_be_made(linux: &mut Linux) {
+    let mut resources = linux.resources().clone().unwrap_or_default();
+    // Zero and less mean none.
+    let Some(mut pids) = resources.pids().filter(|pids| (1..PIDS_MIN).contains(&pids.limit())) else { return };
+    pids.set_limit(PIDS_MIN);
+    resources.set_pids(Some(pids));
+    linux.set_resources(Some(resources));
 }
 
 /// libcontainer sets the limits inside the user namespace, where none can be raised: here most roots may. One without
@@ -268,6 +283,7 @@ fn undo(container: Option<Container>, places: &Places) {
     reap_children();
     // In our own mount namespace, if it came to that; in the host's nothing is mounted there.
     let _ = umount2(&places.rootfs(), MntFlags::MNT_DETACH);
+    let _ = umount2(&places.groups(), MntFlags::MNT_DETACH);
     let _ = files::remove(&places.dir);
 }
 
