@@ -12,8 +12,10 @@ use super::ledger::Change;
 use super::supervisor::Shared;
 use crate::domain::{ContainerId, Init};
 
-/// The shortest pause between two tries, in milliseconds: what an open port is seen later.
-const PAUSE_MS_MIN: u64 = 1;
+/// The shortest pause between two tries, in microseconds: what an open port is seen later.
+const PAUSE_US_MIN: u64 = 250;
+/// Tokio's timer counts milliseconds and rounds up: a pause below this many microseconds is slept by a thread.
+const TIMER_US_MIN: u64 = 3_000;
 /// A pause is this part of what the port has taken already: as much later it is seen, at most.
 const PAUSE_PART: u32 = 10;
 /// The longest pause between two tries, in milliseconds.
@@ -66,14 +68,22 @@ pub async fn accepts(address: SocketAddr, patience: Duration, lives: impl Fn() -
         if let Ok(Ok(_connected)) = attempt {
             return true;
         }
-        tokio::time::sleep(pause(began.elapsed())).await;
+        rest(pause(began.elapsed())).await;
     }
     false
 }
 
-/// A port that opens soon is seen within a millisecond; one that takes long is not tried all the while.
+async fn rest(pause: Duration) {
+    if pause >= Duration::from_micros(TIMER_US_MIN) {
+        return tokio::time::sleep(pause).await;
+    }
+    // It fails only when the daemon ends.
+    let _ = tokio::task::spawn_blocking(move || std::thread::sleep(pause)).await;
+}
+
+/// A port that opens soon is seen at once; one that takes long is not tried all the while.
 fn pause(elapsed: Duration) -> Duration {
-    (elapsed / PAUSE_PART).clamp(Duration::from_millis(PAUSE_MS_MIN), Duration::from_millis(PAUSE_MS_MAX))
+    (elapsed / PAUSE_PART).clamp(Duration::from_micros(PAUSE_US_MIN), Duration::from_millis(PAUSE_MS_MAX))
 }
 
 fn target(shared: &Shared, id: ContainerId) -> Option<(Init, SocketAddr)> {
