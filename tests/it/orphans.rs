@@ -36,18 +36,31 @@ fn the_next_daemon_waits_for_a_helper_that_still_undoes_its_start() {
         let id = id_of(&made);
         client.verb(&id, "stop").await.data(200);
         // Stopped in the middle of a start, its daemon killed: it has not seen that yet.
-        let (start, held) = (client.clone(), id.clone());
-        let starting = tokio::spawn(async move {
-            start.request(reqwest::Method::POST, &format!("/containers/{held}/start")).send().await
-        });
         let deadline = Instant::now() + patience(10);
-        let helper = loop {
-            if let Some(helper) = helpers(daemon).first() {
-                kill(*helper, Signal::SIGSTOP).unwrap();
-                break *helper;
+        let (starting, helper) = loop {
+            let (start, held) = (client.clone(), id.clone());
+            let starting = tokio::spawn(async move {
+                start.request(reqwest::Method::POST, &format!("/containers/{held}/start")).send().await
+            });
+            let helper = loop {
+                if let Some(helper) = helpers(daemon).first() {
+                    kill(*helper, Signal::SIGSTOP).unwrap();
+                    break Some(*helper);
+                }
+                if starting.is_finished() {
+                    break None;
+                }
+                tokio::task::yield_now().await;
+            };
+            let made = daemon.run_dir().join("containers").join(&id).join("init.json");
+            match helper.filter(|_| !made.exists()) {
+                Some(helper) => break (starting, helper),
+                // Seen too late: it is ending, or has ended.
+                None => helper.iter().for_each(|helper| kill(*helper, Signal::SIGCONT).unwrap()),
             }
-            assert!(Instant::now() < deadline, "no helper was seen");
-            tokio::task::yield_now().await;
+            assert!(Instant::now() < deadline, "no helper was seen in time");
+            starting.await.unwrap().unwrap();
+            client.verb(&id, "stop").await.data(200);
         };
         daemon.kill9();
         assert!(starting.await.unwrap().is_err(), "the start was answered");
