@@ -120,12 +120,13 @@ fn processes() -> impl Iterator<Item = i32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
-/// The runtime helpers started from this thread: they alone are in its network, until they have ended.
+/// The runtime helpers at work that were started from this thread: they alone are in its network, until they have ended. A helper has
+/// its name from when it is told what to do: spare ones are nobody's, and stay.
 fn helpers_in(network: &Path) -> Vec<i32> {
     let me = std::process::id() as i32;
     let is_helper = |pid: &i32| {
         let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        Stat::of(*pid).is_some_and(|stat| stat.parent == me && !stat.is_dead())
+        Stat::of(*pid).is_some_and(|stat| stat.parent == me && !stat.is_dead() && stat.comm == "tenantry-start")
             && fs::read_link(format!("/proc/{pid}/ns/net")).is_ok_and(|theirs| theirs == network)
             && command.split(|byte| *byte == 0).nth(1) == Some(b"runtime")
     };
