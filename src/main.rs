@@ -6,9 +6,11 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
-    // Before anything makes a thread: the helper enters namespaces. Hidden from the help, as it is nobody's but ours.
-    if args.next().as_deref() == Some("runtime") {
-        return tenantry::sys::runtime::helper::main(args);
+    // Before anything makes a thread: both enter namespaces. Hidden from the help, as they are nobody's but ours.
+    match args.next().as_deref() {
+        Some("runtime") => return tenantry::sys::runtime::helper::main(args),
+        Some(tenantry::sys::worker::VERB) => return tenantry::exec::worker::main(),
+        _ => {}
     }
     let cli = tenantry::cli::Cli::parse();
     let env = std::env::vars_os()

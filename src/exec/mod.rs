@@ -11,5 +11,8 @@
 //! [`run::Engine`] in processes that own nothing: an unprivileged user, the scripts folder read-only, a seccomp filter,
 //! a control group of their own.
 
+pub mod protocol;
 pub mod run;
 pub mod runs;
+pub mod shared;
+pub mod worker;

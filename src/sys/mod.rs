@@ -17,3 +17,4 @@ pub mod nft;
 pub mod oci;
 pub mod privileges;
 pub mod runtime;
+pub mod worker;
