@@ -11,6 +11,7 @@
 //! [`run::Engine`] in processes that own nothing: an unprivileged user, the scripts folder read-only, a seccomp filter,
 //! a control group of their own.
 
+pub mod pool;
 pub mod protocol;
 pub mod run;
 pub mod runs;

@@ -54,7 +54,7 @@ impl Process {
     }
 
     /// Waits until it has ended, and says how. Our end of its socket must have been dropped, or it must be dying.
-    pub async fn ended(mut self) -> Ended {
+    pub async fn ended(&mut self) -> Ended {
         let wait = tokio::time::timeout(Duration::from_millis(END_MS_MAX), self.child.wait()).await;
         match wait {
             Ok(Ok(status)) => ended(status.code()),

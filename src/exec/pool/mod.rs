@@ -1,0 +1,521 @@
+//! The pool: a few workers that wait, and who gets which.
+//!
+//! ```text
+//!   cold ──start──► warm ──run──► busy ──Ready──► warm
+//!    ▲                             │
+//!    └────── its process ended ◄───┘ a bound was hit, it died, or nobody wants the answer
+//! ```
+//!
+//! There are as many seats as workers may be at once; a seat has a number, from which user and control group follow, and a worker or
+//! none. Whoever has taken a seat owns it, and gives it back in the end: with its worker, or to be made warm anew. A run is refused
+//! when no seat was free in time.
+//!
+//! Invariants: a worker does one run at a time; after a run that hit a bound its process is gone before its seat is used again; after
+//! [`Pool::close`] nothing is left.
+
+mod seat;
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::protocol::{self, Failed, Frame, Head, Kind};
+use super::run::{Answer, Engine, Run, RunError, ScriptFile};
+use super::shared::Shared;
+use crate::domain::{Bytes, Instance};
+use crate::sys::worker::{Api, Cage, Setup, WorkerError, group::Groups};
+use seat::{Seat, Worker};
+
+/// Workers at once, at most.
+pub const WORKERS_MAX: u16 = 16;
+/// Runs of one worker; then it is replaced, whatever it may have gathered.
+const RUNS_MAX: u32 = 1_000;
+/// How much longer than a run's own bound the pool waits for the worker to say that it was reached, in milliseconds: native code
+/// that computes does not look at the clock.
+const GRACE_MS: u64 = 250;
+/// Parts of an answer that wait for its client.
+const PARTS_WAITING_MAX: usize = 8;
+/// How long a client that reads slowly has to hear that its answer is cut short, in milliseconds.
+const LAST_WORD_MS_MAX: u64 = 30_000;
+/// How long a check may take, in milliseconds.
+const CHECK_MS_MAX: u64 = 5_000;
+/// How long `close` waits for runs to be cut off, in milliseconds.
+const CLOSE_MS_MAX: u64 = 10_000;
+
+/// What a pool is made of.
+#[derive(Debug, Clone)]
+pub struct PoolConfig {
+    /// This binary.
+    pub program: PathBuf,
+    /// Where the scripts are.
+    pub scripts_dir: PathBuf,
+    /// How they reach the API.
+    pub api: Api,
+    /// How much is taken away from workers.
+    pub confine: Confine,
+    /// Workers that are kept waiting.
+    pub warm: u16,
+    /// Workers at once, up to [`WORKERS_MAX`].
+    pub workers_max: u16,
+    /// The largest memory bound of a run: what a worker's control group is made for.
+    pub memory_max: Bytes,
+    /// How long a run waits for a worker.
+    pub wait_max: Duration,
+}
+
+/// How much is taken away from workers.
+#[derive(Debug, Clone)]
+pub enum Confine {
+    /// Everything; wants root.
+    Full {
+        /// Whose workers they are: part of their control groups' names.
+        instance: Instance,
+        /// Ids of nobody's from here on, one a seat: `users.uid_base` and the numbers above it belong to slot 0, which no container has.
+        first_id: u32,
+    },
+    /// What can be given up without a privilege.
+    Partial,
+}
+
+/// The engine: workers, warm and to be had.
+#[derive(Debug, Clone)]
+pub struct Pool {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    config: PoolConfig,
+    groups: Option<Groups>,
+    /// As many permits as there are free seats.
+    free: Arc<Semaphore>,
+    seats: Mutex<Seats>,
+    shared: Mutex<Shared>,
+    closing: CancellationToken,
+}
+
+#[derive(Debug, Default)]
+struct Seats {
+    warm: VecDeque<Worker>,
+    cold: VecDeque<Seat>,
+    /// Seats with a worker, taken ones too.
+    live: u16,
+}
+
+/// A seat that somebody has taken. Dropped with a worker in it, that one is ended and replaced.
+#[derive(Debug)]
+struct Taken {
+    inner: Arc<Inner>,
+    worker: Option<Worker>,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Pool {
+    /// Starts the warm workers.
+    ///
+    /// # Errors
+    /// A worker that does not come up.
+    pub async fn start(mut config: PoolConfig) -> Result<Self, WorkerError> {
+        config.workers_max = config.workers_max.clamp(1, WORKERS_MAX);
+        config.warm = config.warm.min(config.workers_max);
+        let groups = match &config.confine {
+            Confine::Full { instance, .. } => Some(Groups::prepare(instance)?),
+            Confine::Partial => None,
+        };
+        let seats = Seats { cold: (0..config.workers_max).map(Seat).collect(), ..Seats::default() };
+        let free = Arc::new(Semaphore::new(config.workers_max.into()));
+        let inner = Inner {
+            config,
+            groups,
+            free,
+            seats: Mutex::new(seats),
+            shared: Mutex::default(),
+            closing: CancellationToken::new(),
+        };
+        let pool = Self { inner: Arc::new(inner) };
+        for _ in 0..pool.inner.config.warm {
+            // One after the other: a first one that fails says why, and leaves nothing.
+            let Some(seat) = pool.inner.seats().cold.pop_front() else { break };
+            match pool.inner.start(seat).await {
+                Ok(worker) => pool.inner.put(worker),
+                Err(error) => {
+                    pool.close().await;
+                    return Err(error);
+                }
+            }
+        }
+        Ok(pool)
+    }
+
+    /// Ends every worker and whatever it runs; nothing is left of them.
+    pub async fn close(&self) {
+        let inner = &self.inner;
+        inner.closing.cancel();
+        let all = inner.free.acquire_many(inner.config.workers_max.into());
+        match timeout(Duration::from_millis(CLOSE_MS_MAX), all).await {
+            Ok(Ok(permits)) => permits.forget(),
+            Ok(Err(_)) => return,
+            Err(_) => tracing::warn!("a script's worker is still busy at the end"),
+        }
+        inner.free.close();
+        let workers: Vec<Worker> = inner.seats().warm.drain(..).collect();
+        for worker in workers {
+            worker.end(inner.groups.as_ref()).await;
+        }
+        if let Some(groups) = &inner.groups {
+            groups.remove_parent().await;
+        }
+    }
+
+    /// The pids of the waiting workers' keepers.
+    pub fn warm(&self) -> Vec<u32> {
+        self.inner.seats().warm.iter().filter_map(|worker| worker.process.pid()).collect()
+    }
+
+    /// A worker, waited for within the bound.
+    async fn take(&self) -> Result<Taken, RunError> {
+        let inner = &self.inner;
+        let busy = || RunError::Busy { waited: inner.config.wait_max };
+        let permit = timeout(inner.config.wait_max, Arc::clone(&inner.free).acquire_owned()).await;
+        let permit = permit.map_err(|_| busy())?.map_err(|_| busy())?;
+        let (warm, cold) = {
+            let mut seats = inner.seats();
+            match seats.warm.pop_front() {
+                Some(worker) => (Some(worker), None),
+                None => (None, seats.cold.pop_front()),
+            }
+        };
+        let worker = match (warm, cold) {
+            (Some(worker), _) => worker,
+            (None, Some(seat)) => inner.start(seat).await.map_err(|error| RunError::Worker { how: chain(&error) })?,
+            (None, None) => return Err(busy()),
+        };
+        Ok(Taken { inner: Arc::clone(inner), worker: Some(worker), permit: Some(permit) })
+    }
+}
+
+/// An error and its cause in one line.
+fn chain(error: &WorkerError) -> String {
+    format!("{error}: {}", error.source)
+}
+
+impl Inner {
+    fn seats(&self) -> MutexGuard<'_, Seats> {
+        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn put(&self, worker: Worker) {
+        self.seats().warm.push_back(worker);
+    }
+
+    /// A seat's worker; on failure the seat is cold again.
+    async fn start(&self, seat: Seat) -> Result<Worker, WorkerError> {
+        self.seats().live += 1;
+        let started = self.try_start(seat.0).await;
+        if started.is_err() {
+            let mut seats = self.seats();
+            seats.live -= 1;
+            seats.cold.push_back(seat);
+        }
+        started
+    }
+
+    async fn try_start(&self, seat: u16) -> Result<Worker, WorkerError> {
+        let cage = match (&self.config.confine, &self.groups) {
+            (Confine::Full { first_id, .. }, Some(groups)) => {
+                let overhead = crate::sys::worker::OVERHEAD_MIB * 1024 * 1024;
+                let memory = Bytes(self.config.memory_max.0.saturating_add(overhead));
+                Cage::Full { id: first_id + 1 + u32::from(seat), group: groups.make(seat, memory)? }
+            }
+            _ => Cage::Partial,
+        };
+        let setup = Setup { scripts_dir: self.config.scripts_dir.clone(), api: self.config.api.clone(), cage };
+        let started = Worker::start(Seat(seat), &self.config.program, &setup).await;
+        if started.is_err()
+            && let Some(groups) = &self.groups
+        {
+            groups.remove(seat).await;
+        }
+        started
+    }
+
+    /// Ends a worker, and makes its seat warm again where there are too few.
+    async fn replace(self: Arc<Self>, worker: Worker, permit: Option<OwnedSemaphorePermit>) {
+        let seat = worker.end(self.groups.as_ref()).await;
+        let wanted = {
+            let mut seats = self.seats();
+            seats.live -= 1;
+            seats.live < self.config.warm && !self.closing.is_cancelled()
+        };
+        if !wanted {
+            self.seats().cold.push_back(seat);
+        } else {
+            match self.start(seat).await {
+                Ok(worker) => self.put(worker),
+                Err(error) => {
+                    tracing::warn!(error = chain(&error), "no script's worker in the place of one that ended")
+                }
+            }
+        }
+        drop(permit);
+    }
+}
+
+impl Taken {
+    fn worker(&mut self) -> Result<&mut Worker, RunError> {
+        self.worker.as_mut().ok_or_else(|| RunError::Worker { how: "it is gone".to_owned() })
+    }
+
+    /// Gives the seat back, with its worker if that can go on.
+    fn give_back(mut self) {
+        if let Some(worker) = self.worker.take() {
+            if worker.runs >= RUNS_MAX || self.inner.closing.is_cancelled() {
+                self.worker = Some(worker);
+            } else {
+                self.inner.put(worker);
+            }
+        }
+    }
+
+    /// Ends the worker, waits until it is gone, and says how that went.
+    async fn gone(mut self) -> RunError {
+        let Some(mut worker) = self.worker.take() else { return RunError::Worker { how: "it is gone".to_owned() } };
+        let how = worker.wait_end().await;
+        let starved = self.inner.groups.as_ref().is_some_and(|groups| groups.ran_out_of_memory(worker.seat.0));
+        let memory = worker.memory;
+        self.worker = Some(worker);
+        // Memory that a script holds outside the engine: an allocation that fails there ends the process.
+        if starved || how == seat::ABORTED { RunError::Memory { memory } } else { RunError::Worker { how } }
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        let (Some(worker), permit) = (self.worker.take(), self.permit.take()) else { return };
+        let inner = Arc::clone(&self.inner);
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(inner.replace(worker, permit));
+        }
+    }
+}
+
+#[async_trait]
+impl Engine for Pool {
+    async fn run(&self, run: Run) -> Result<Answer, RunError> {
+        fits(&run.file, &run.source)?;
+        if run.asked.body.len() > protocol::BODY_BYTES_MAX {
+            return Err(RunError::Memory { memory: Bytes(protocol::BODY_BYTES_MAX as u64) });
+        }
+        let mut taken = self.take().await?;
+        let ends = Instant::now() + run.bounds.wall + Duration::from_millis(GRACE_MS);
+        let (wall, console) = (run.bounds.wall, run.console.clone());
+        let worker = taken.worker()?;
+        worker.memory = run.bounds.memory;
+        worker.runs += 1;
+        let handed = timeout(run.bounds.wall, worker.hand_over(run)).await;
+        match handed {
+            Err(_) => return Err(RunError::Time { wall }),
+            Ok(Err(_)) => return Err(taken.gone().await),
+            Ok(Ok(())) => {}
+        }
+        let mut going = Going { taken, ends, wall, console, ended: false };
+        match going.next().await? {
+            Said::Head(head) => {
+                let (parts, body) = mpsc::channel(PARTS_WAITING_MAX);
+                tokio::spawn(going.carry(parts));
+                Ok(Answer { status: head.status, headers: head.headers, body })
+            }
+            Said::Failed(failed) => Err(going.failed(failed)),
+            // An answer without a head is none.
+            _ => Err(RunError::Worker { how: "it said nothing that makes sense".to_owned() }),
+        }
+    }
+
+    async fn check(&self, file: &ScriptFile, source: &str) -> Result<(), RunError> {
+        fits(file, source)?;
+        let mut taken = self.take().await?;
+        let wall = Duration::from_millis(CHECK_MS_MAX);
+        if taken.worker()?.hand_over_check(file, source).await.is_err() {
+            return Err(taken.gone().await);
+        }
+        let (console, _nobody) = mpsc::channel(1);
+        let mut going = Going { taken, ends: Instant::now() + wall, wall, console, ended: false };
+        match going.next().await? {
+            Said::Done => going.rest().await,
+            Said::Failed(failed) => return Err(going.failed(failed)),
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// A run that was handed over.
+struct Going {
+    taken: Taken,
+    ends: Instant,
+    wall: Duration,
+    console: mpsc::Sender<super::run::ConsoleLine>,
+    /// Whether the answer is whole.
+    ended: bool,
+}
+
+/// What a worker says that its run's client hears of.
+enum Said {
+    Head(Head),
+    Part(Vec<u8>),
+    Done,
+    Failed(Failed),
+    Ready,
+}
+
+impl Going {
+    /// The next thing said. Not to be dropped in between: a frame may be half read. A worker that ends or says nothing in time is
+    /// told as an error, and is not used again.
+    async fn next(&mut self) -> Result<Said, RunError> {
+        loop {
+            let left = self.ends.saturating_duration_since(Instant::now());
+            let closing = self.taken.inner.closing.clone();
+            let worker = self.taken.worker()?;
+            let read = tokio::select! {
+                () = closing.cancelled() => return Err(RunError::Worker { how: "the daemon stops".to_owned() }),
+                read = timeout(left, protocol::read(&mut worker.stream)) => read,
+            };
+            let frame = match read {
+                Err(_) => return Err(RunError::Time { wall: self.wall }),
+                Ok(Ok(Some(frame))) => frame,
+                Ok(_) => return Err(self.take_over().gone().await),
+            };
+            if let Some(said) = self.understand(frame).await.map_err(|e| RunError::Worker { how: e.to_string() })? {
+                return Ok(said);
+            }
+        }
+    }
+
+    /// The seat, to be ended; what is left here has none.
+    fn take_over(&mut self) -> Taken {
+        let empty = Taken { inner: Arc::clone(&self.taken.inner), worker: None, permit: None };
+        std::mem::replace(&mut self.taken, empty)
+    }
+
+    async fn understand(&mut self, frame: Frame) -> std::io::Result<Option<Said>> {
+        Ok(Some(match frame.kind {
+            Kind::Head => Said::Head(sound(frame.json()?)?),
+            Kind::Body => Said::Part(frame.payload),
+            Kind::Done => Said::Done,
+            Kind::Failed => Said::Failed(frame.json()?),
+            Kind::Ready => Said::Ready,
+            Kind::Console => {
+                // A full channel drops the line.
+                let _ = self.console.try_send(frame.json()?);
+                return Ok(None);
+            }
+            Kind::Ask => {
+                let protocol::Ask { id, ask } = frame.json()?;
+                let told =
+                    self.taken.inner.shared.lock().unwrap_or_else(PoisonError::into_inner).answer(ask, Instant::now());
+                let told = protocol::Told { id, told: told.map_err(|error| error.to_string()) };
+                if let Ok(worker) = self.taken.worker() {
+                    protocol::write_json(&mut worker.stream, Kind::Told, &told).await?;
+                }
+                return Ok(None);
+            }
+            _ => return Err(protocol::odd("a frame that a worker does not send")),
+        }))
+    }
+
+    /// Carries the body to who wants it, then waits until the worker can take another run. Nobody wanting it ends the run.
+    async fn carry(mut self, parts: mpsc::Sender<Result<Vec<u8>, RunError>>) {
+        let outcome = tokio::select! {
+            () = parts.closed() => return,
+            outcome = self.pass_on(&parts) => outcome,
+        };
+        match outcome {
+            Ok(()) => {
+                drop(parts);
+                self.rest().await;
+            }
+            // The seat first: who hears of the failure may run the next script at once.
+            Err(error) => {
+                drop(self);
+                let _ = timeout(Duration::from_millis(LAST_WORD_MS_MAX), parts.send(Err(error))).await;
+            }
+        }
+    }
+
+    async fn pass_on(&mut self, parts: &mpsc::Sender<Result<Vec<u8>, RunError>>) -> Result<(), RunError> {
+        loop {
+            match self.next().await? {
+                Said::Part(part) => {
+                    let left = self.ends.saturating_duration_since(Instant::now());
+                    if timeout(left, parts.send(Ok(part))).await.is_err() {
+                        return Err(RunError::Time { wall: self.wall });
+                    }
+                }
+                Said::Done => return Ok(()),
+                Said::Failed(failed) => return Err(failed.error),
+                Said::Head(_) | Said::Ready => {}
+            }
+        }
+    }
+
+    /// Waits for the worker, whose answer is whole, and gives it back.
+    async fn rest(mut self) {
+        self.ended = true;
+        while let Ok(said) = self.next().await {
+            match said {
+                Said::Ready => return self.taken.give_back(),
+                Said::Failed(failed) if !failed.goes_on => return,
+                _ => {}
+            }
+        }
+    }
+
+    /// A failure before the head: the worker may go on, behind the caller's back.
+    fn failed(self, failed: Failed) -> RunError {
+        if failed.goes_on {
+            tokio::spawn(self.rest());
+        }
+        failed.error
+    }
+}
+
+/// Whether a script's text is one that can be handed over.
+fn fits(file: &ScriptFile, source: &str) -> Result<(), RunError> {
+    if source.len() <= protocol::SOURCE_BYTES_MAX {
+        return Ok(());
+    }
+    let place = super::run::Place { file: file.clone(), line: 0, column: 0 };
+    Err(RunError::Syntax { place, message: format!("it is larger than {} bytes", protocol::SOURCE_BYTES_MAX) })
+}
+
+/// A head that HTTP can carry; a worker is not believed.
+fn sound(head: Head) -> std::io::Result<Head> {
+    let name = |name: &str| {
+        !name.is_empty() && name.bytes().all(|b| b.is_ascii_graphic() && !b"\"(),/:;<=>?@[\\]{}".contains(&b))
+    };
+    let value = |value: &str| !value.bytes().any(|b| matches!(b, b'\r' | b'\n' | 0));
+    let fits = (200..=599).contains(&head.status) && head.headers.iter().all(|(n, v)| name(n) && value(v));
+    if fits { Ok(head) } else { Err(protocol::odd("a head that is none")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_that_would_split_an_answer_is_none() {
+        let head = |status, name: &str, value: &str| Head { status, headers: vec![(name.into(), value.into())] };
+        assert!(sound(head(200, "x-a", "b c")).is_ok());
+        for wrong in
+            [head(100, "x", ""), head(600, "x", ""), head(200, "x y", ""), head(200, "", ""), head(200, "x", "a\r\nb")]
+        {
+            assert!(sound(wrong.clone()).is_err(), "{wrong:?}");
+        }
+    }
+}
