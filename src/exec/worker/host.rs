@@ -83,8 +83,11 @@ fn answering<'js>(host: &Object<'js>, state: &Rc<State>) -> Result<()> {
     host.set(
         "end",
         Func::from(move || {
-            own.ended.set(true);
-            let _ = own.worker.send(Kind::Done, &[]);
+            // One that hit a bound is not whole, whatever its script caught.
+            if own.why.borrow().is_none() {
+                own.ended.set(true);
+                let _ = own.worker.send(Kind::Done, &[]);
+            }
         }),
     )
 }
@@ -252,8 +255,10 @@ fn loading<'js>(host: &Object<'js>, state: &Rc<State>) -> Result<()> {
     )?;
     let own = Rc::clone(state);
     host.set("library", Func::from(move |ctx: Ctx<'js>, file: String| library(&ctx, &own, &file)))?;
-    host.set("load", Func::from(|ctx: Ctx<'js>, file: String| Module::import(&ctx, file)?.finish::<Object<'js>>()))?;
-    host.set("builtin", Func::from(|ctx: Ctx<'js>, name: String| Module::import(&ctx, name)?.finish::<Object<'js>>()))?;
+    let load = |ctx: Ctx<'js>, name: String| {
+        Module::import(&ctx, format!("{}{name}", super::PRELUDE))?.finish::<Object<'js>>()
+    };
+    host.set("load", Func::from(load))?;
     let own = Rc::clone(state);
     host.set("main", Func::from(move |ctx: Ctx<'js>| main(&ctx, &own)))
 }
@@ -284,9 +289,13 @@ fn is_module(ctx: &Ctx<'_>, file: &str, text: &str) -> bool {
 }
 
 fn library<'js>(ctx: &Ctx<'js>, state: &State, file: &str) -> Result<Function<'js>> {
-    let code = source::prepare(file, &text(ctx, state, file)?, Shape::Library).map_err(|e| refused(ctx, &e))?;
+    let text = text(ctx, state, file)?;
+    let code = source::prepare(file, &text, Shape::Library).map_err(|e| refused(ctx, &e))?;
     let compiled = run::eval(ctx, file, code).catch(ctx);
-    compiled.map_err(|error| refused(ctx, &run::syntax(file, &error, Shape::Library)))
+    compiled.map_err(|error| {
+        let better = source::better(file, &text, Shape::Library);
+        refused(ctx, &better.unwrap_or_else(|| run::syntax(file, &error, Shape::Library)))
+    })
 }
 
 /// The script as a module: what says that it is evaluated, and its exports.
@@ -302,7 +311,8 @@ fn main<'js>(ctx: &Ctx<'js>, state: &State) -> Result<Array<'js>> {
         rquickjs::CaughtError::Exception(exception)
             if exception.as_object().get("name").is_ok_and(|name: String| name == "SyntaxError") =>
         {
-            noted(run::syntax(&state.file, &error, Shape::Module))
+            let better = source::better(&state.file, &state.source, Shape::Module);
+            noted(better.unwrap_or_else(|| run::syntax(&state.file, &error, Shape::Module)))
         }
         _ => error.throw(ctx),
     })?;
@@ -319,11 +329,13 @@ pub struct Files(pub Rc<State>);
 
 impl Resolver for Files {
     fn resolve<'js>(&mut self, ctx: &Ctx<'js>, base: &str, name: &str) -> Result<String> {
-        // Names that the worker itself asks for are whole already.
-        if base.is_empty() || base.starts_with(super::PRELUDE) {
-            return Ok(name.to_owned());
-        }
-        let found = resolve(&self.0, base, name).map_err(|error| Exception::throw_message(ctx, &error))?;
+        // Names that the worker itself asks for begin at the folder, whoever is on the stack.
+        let (base, name) = match name.strip_prefix(super::PRELUDE) {
+            Some(whole) if BUILTIN.contains(&whole) => ("", whole.to_owned()),
+            Some(whole) => ("", format!("./{whole}")),
+            None => (base, name.to_owned()),
+        };
+        let found = resolve(&self.0, base, &name).map_err(|error| Exception::throw_message(ctx, &error))?;
         Ok(found.into_iter().nth(1).unwrap_or_default())
     }
 }

@@ -96,7 +96,9 @@ pub async fn check(file: &ScriptFile, text: &str) -> Result<(), RunError> {
             None => {
                 let code = source::prepare(&file, &text, Shape::Module)?;
                 let declared = Module::declare(ctx.clone(), file.as_str(), code).catch(&ctx);
-                declared.map(drop).map_err(|error| syntax(&file, &error, Shape::Module))
+                declared.map(drop).map_err(|error| {
+                    source::better(&file, &text, Shape::Module).unwrap_or_else(|| syntax(&file, &error, Shape::Module))
+                })
             }
         }
     })
@@ -207,9 +209,11 @@ async fn answer_asks(state: &State, frames: &mut mpsc::Receiver<Frame>) {
 }
 
 async fn evaluate(ctx: Ctx<'_>, state: Rc<State>, told: Value, body: Vec<u8>) -> Result<(), RunError> {
-    let failed = |error: CaughtError<'_>| thrown(&error, state.bounds.memory);
-    host::globals(&ctx).catch(&ctx).map_err(failed)?;
+    let none = |error: CaughtError<'_>| thrown(&error, state.bounds.memory, None);
+    host::globals(&ctx).catch(&ctx).map_err(none)?;
     let script = compile(&ctx, &state.file, &state.source)?;
+    let wrapped = script.as_ref().map(|_| state.file.as_str());
+    let failed = |error: CaughtError<'_>| thrown(&error, state.bounds.memory, wrapped);
     let started = start(&ctx, &state, &told, body, script).catch(&ctx).map_err(failed)?;
     started.into_future::<()>().await.catch(&ctx).map_err(failed)
 }
@@ -239,7 +243,7 @@ fn compile<'js>(ctx: &Ctx<'js>, file: &str, text: &str) -> Result<Option<Functio
     match compiled {
         Ok(function) => Ok(Some(function)),
         Err(_) if source::looks_like_module(file, text) => Ok(None),
-        Err(error) => Err(error),
+        Err(error) => Err(source::better(file, text, Shape::Script).unwrap_or(error)),
     }
 }
 
@@ -253,7 +257,7 @@ pub fn eval<'js, T: rquickjs::FromJs<'js>>(ctx: &Ctx<'js>, file: &str, code: Str
 
 /// An error of the parser.
 pub fn syntax(file: &str, error: &CaughtError<'_>, shape: Shape) -> RunError {
-    let CaughtError::Exception(exception) = error else { return thrown(error, Bytes(0)) };
+    let CaughtError::Exception(exception) = error else { return thrown(error, Bytes(0), None) };
     let stack = exception.stack().unwrap_or_default();
     let (file, line, column) = source::place_in(&stack).unwrap_or_else(|| (file.to_owned(), 0, 0));
     RunError::Syntax { place: source::place(&file, line, column, shape), message: message(exception) }
@@ -267,15 +271,18 @@ fn message(exception: &rquickjs::Exception<'_>) -> String {
     }
 }
 
-/// What a script threw.
-fn thrown(error: &CaughtError<'_>, memory: Bytes) -> RunError {
+/// What a script threw; `wrapped` is its file, where that is a function's body.
+fn thrown(error: &CaughtError<'_>, memory: Bytes, wrapped: Option<&str>) -> RunError {
     match error {
         CaughtError::Exception(exception) => {
             let message = message(exception);
             if message.starts_with("InternalError: out of memory") {
                 return RunError::Memory { memory };
             }
-            let stack = exception.stack().map(|stack| cut(source::own_stack(&stack))).filter(|stack| !stack.is_empty());
+            let stack = exception
+                .stack()
+                .map(|stack| cut(source::own_stack(&stack, wrapped)))
+                .filter(|stack| !stack.is_empty());
             RunError::Thrown { message, stack }
         }
         // Where there is no memory left for an error, null is thrown.

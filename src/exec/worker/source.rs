@@ -65,6 +65,11 @@ pub fn prepare(file: &str, text: &str, shape: Shape) -> Result<String, RunError>
     if file.ends_with(".ts") || file.ends_with(".mts") { strip(file, whole, shape) } else { Ok(whole) }
 }
 
+/// What the other parser says of a text that the engine's does not take: that one tells the line, and no column that helps.
+pub fn better(file: &str, text: &str, shape: Shape) -> Option<RunError> {
+    strip(file, format!("{}{text}{}", shape.prefix(), shape.suffix()), shape).err()
+}
+
 /// What the parser complained of: the first thing is what matters.
 #[derive(Clone, Default)]
 struct First(Rc<RefCell<Option<(u32, u32, String)>>>, Rc<SourceMap>);
@@ -113,24 +118,25 @@ pub fn place_in(stack: &str) -> Option<(String, u32, u32)> {
     })
 }
 
-/// A stack as the author would write it: without our own lines, and columns of first lines where they are in the file.
-pub fn own_stack(stack: &str) -> String {
+/// A stack as the author would write it: without our own lines, and columns of first lines where they are in the file. `wrapped` is
+/// the script's file, where it is a function's body; what else it names is a library's, or a module that stands as it is.
+pub fn own_stack(stack: &str, wrapped: Option<&str>) -> String {
     let inside = format!("({}", super::PRELUDE);
     let lines = stack.lines().filter(|line| !line.contains(&inside) && !line.contains("(native)"));
-    lines.map(|line| shift_column(line.trim())).collect::<Vec<_>>().join("\n")
+    lines.map(|line| shift_column(line.trim(), wrapped)).collect::<Vec<_>>().join("\n")
 }
 
-fn shift_column(line: &str) -> String {
-    let prefix = [Shape::Script, Shape::Library].into_iter().find_map(|shape| {
-        let name = if shape == Shape::Script { "at script (" } else { "at library (" };
-        line.starts_with(name).then(|| shape.prefix().len())
-    });
-    let moved = prefix.and_then(|prefix| {
+fn shift_column(line: &str, wrapped: Option<&str>) -> String {
+    let moved = || {
         let (head, column) = line.strip_suffix(')')?.rsplit_once(':')?;
         let column: usize = column.parse().ok()?;
-        head.ends_with(":1").then(|| format!("{head}:{})", column.saturating_sub(prefix).max(1)))
-    });
-    moved.unwrap_or_else(|| line.to_owned())
+        let file = head.rsplit_once('(')?.1.strip_suffix(":1")?;
+        let shape = if wrapped == Some(file) { Shape::Script } else { Shape::Library };
+        // Within the prefix there is nothing of an author's: the file is a module.
+        let column = column.checked_sub(shape.prefix().len()).filter(|column| *column > 0)?;
+        Some(format!("{head}:{column})"))
+    };
+    moved().unwrap_or_else(|| line.to_owned())
 }
 
 #[cfg(test)]
@@ -178,7 +184,7 @@ mod tests {
         let stack = format!(
             "    at f (shop/x.js:3:9)\n    at script (shop/x.js:1:{column})\n    at run (tenantry:main:60:5)\n    at g (native)\n"
         );
-        assert_eq!(own_stack(&stack), "at f (shop/x.js:3:9)\nat script (shop/x.js:1:7)");
+        assert_eq!(own_stack(&stack, Some("shop/x.js")), "at f (shop/x.js:3:9)\nat script (shop/x.js:1:7)");
         assert_eq!(place_in(&stack), Some(("shop/x.js".into(), 3, 9)));
         assert_eq!(place_in("    at x.js:4:2\n"), Some(("x.js".into(), 4, 2)));
         assert_eq!(place_in("    at tenantry:main:4:2\n"), None);

@@ -62,6 +62,7 @@ pub fn enter(work: impl FnOnce(UnixStream, Setup) -> ExitCode) -> io::Result<Exi
             *path = SOCKET_INSIDE.into();
         }
     }
+    kernel::end_on_abort()?;
     limit().map_err(|e| step("set limits", &e))?;
     filter::close().map_err(|e| step("close the filter", &io::Error::other(e)))?;
     Ok(work(stream, setup))

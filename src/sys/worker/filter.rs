@@ -117,6 +117,8 @@ pub(super) fn close() -> Result<(), SeccompError> {
             ScmpArgCompare::new(0, ScmpCompareOp::MaskedEqual(u64::from(u32::MAX)), u64::from(family.unsigned_abs()));
         filter.add_rule_conditional(ScmpAction::Allow, ScmpSyscall::from_name("socket")?, &[is])?;
     }
+    let unix = ScmpArgCompare::new(0, ScmpCompareOp::MaskedEqual(u64::from(u32::MAX)), libc::AF_UNIX as u64);
+    filter.add_rule_conditional(ScmpAction::Allow, ScmpSyscall::from_name("socketpair")?, &[unix])?;
     // `clone3` hides its flags behind a pointer; glibc falls back to `clone` where it seems not to exist.
     filter.add_rule(ScmpAction::Errno(libc::ENOSYS), ScmpSyscall::from_name("clone3")?)?;
     let thread = libc::CLONE_THREAD as u64;

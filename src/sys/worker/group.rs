@@ -42,9 +42,11 @@ impl Groups {
             if groups.layout.version() == Version::V2 {
                 hand_down(&mount);
             }
-            make(&mount.join(&groups.name)).map_err(failed)?;
+            let parent = mount.join(&groups.name);
+            make(&parent).map_err(failed)?;
+            sweep(&parent);
             if groups.layout.version() == Version::V2 {
-                hand_down(&mount.join(&groups.name));
+                hand_down(&parent);
             }
         }
         Ok(groups)
@@ -126,6 +128,14 @@ fn make(folder: &Path) -> io::Result<()> {
             Err(io::Error::new(error.kind(), format!("{}: {error}", folder.display())))
         }
         _ => Ok(()),
+    }
+}
+
+/// Groups of a daemon that was killed: its workers have ended with it.
+fn sweep(parent: &Path) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        // A file is none, and a group that is still in use is made anew as it is.
+        let _ = fs::remove_dir(entry.path());
     }
 }
 

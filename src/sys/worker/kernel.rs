@@ -68,3 +68,20 @@ pub(super) fn lower_priority(nice: i32) {
     // SAFETY: no memory is handed over.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) };
 }
+
+/// What a shell says of a process that aborted.
+const ABORTED: i32 = 128 + libc::SIGABRT;
+
+/// Lets an abort (an allocation that failed outside the engine, above all) be told from a crash: the first process of a pid namespace
+/// has no default action for SIGABRT, and would die of what abort(3) tries next.
+pub(super) fn end_on_abort() -> io::Result<()> {
+    use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+    extern "C" fn end(_: libc::c_int) {
+        // SAFETY: _exit(2) is safe in a signal's handler, and touches no memory of ours.
+        unsafe { libc::_exit(ABORTED) }
+    }
+    let action = SigAction::new(SigHandler::Handler(end), SaFlags::empty(), SigSet::empty());
+    // SAFETY: the handler does nothing but end the process.
+    unsafe { sigaction(Signal::SIGABRT, &action) }?;
+    Ok(())
+}

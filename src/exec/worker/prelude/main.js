@@ -31,7 +31,7 @@
   const own = { console, timers, tenantry, stripe, shared };
   function builtin(name) {
     if (own[name]) return own[name];
-    const found = host.builtin(name);
+    const found = host.load(name);
     return found.default ?? found;
   }
 
@@ -45,7 +45,7 @@
   async function run(script) {
     const module = { exports: {} };
     let value;
-    if (script !== null) {
+    if (script) {
       value = await script.call(module.exports, req, res, metadata, shared, console, requireFrom(order.file), module, module.exports);
       const handler = typeof module.exports === 'function' ? module.exports : module.exports?.default;
       if (value === undefined && handler !== undefined) value = await call(handler);
