@@ -13,6 +13,7 @@ mod container;
 mod doctor;
 mod event;
 mod events;
+mod exec;
 mod failure;
 mod firewall;
 mod image;
@@ -124,6 +125,9 @@ enum Command {
     /// Receipts: what is left of a deleted container
     #[command(subcommand)]
     Receipt(receipt::Command),
+    /// Scripts: files that answer requests
+    #[command(subcommand)]
+    Exec(exec::Command),
     /// What happened, or what happens from now on
     Events(event::EventsArgs),
 }
@@ -187,6 +191,12 @@ async fn dispatch(cli: Cli, env: &Environment) -> anyhow::Result<ExitCode> {
         Command::Network(command) => network::run(command, &connect()?).await,
         Command::Token(command) => token::run(command, &connect()?).await,
         Command::Receipt(command) => receipt::run(command, &connect()?).await,
+        Command::Exec(command) => {
+            // No local configuration is looked for: a script that is tried reaches what was named, and nothing else.
+            let given = |flag: Option<String>, name: &str| flag.or_else(|| env.get(name).cloned());
+            let reach = exec::Reach { url: given(url, "TENANTRY_URL"), token: given(token, "TENANTRY_TOKEN") };
+            exec::run(command, reach).await
+        }
         Command::Events(args) => event::run(args, &connect()?).await,
     }
 }

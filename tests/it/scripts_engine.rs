@@ -74,7 +74,7 @@ impl Rig {
             program: PathBuf::from(env!("CARGO_BIN_EXE_tenantry")),
             scripts_dir: scripts.path().to_owned(),
             api,
-            confine: Confine::Full { instance: instance.parse().unwrap(), first_id: FIRST_ID },
+            confine: Confine::Full { instance: Some(instance.parse().unwrap()), first_id: FIRST_ID },
             warm,
             workers_max,
             memory_max: Bytes::mib(128),
@@ -501,7 +501,7 @@ async fn a_run_waits_for_a_worker_only_so_long() {
         program: PathBuf::from(env!("CARGO_BIN_EXE_tenantry")),
         scripts_dir: config_rig.scripts.path().to_owned(),
         api: Api::Nowhere,
-        confine: Confine::Full { instance: "sebusy".parse().unwrap(), first_id: FIRST_ID },
+        confine: Confine::Full { instance: Some("sebusy".parse().unwrap()), first_id: FIRST_ID },
         warm: 1,
         workers_max: 1,
         memory_max: Bytes::mib(64),
@@ -590,4 +590,122 @@ async fn nothing_passes_from_run_to_run_and_a_warm_worker_is_fast() {
     eprintln!("a run of a warm worker: p50 {:?}, p99 {:?}", times[50], times[98]);
     assert_eq!(rig.keeper().await, pid, "it was one worker all along");
     rig.close().await;
+}
+
+/// An API that knows a template and what was copied from it, as far as the client in scripts asks.
+fn api(socket: &std::path::Path) -> tokio::task::JoinHandle<()> {
+    use axum::extract::{Path, Query, State};
+    use axum::http::{HeaderMap, StatusCode};
+    use axum::routing::{get, post};
+    use axum::{Json, Router};
+    type Made = std::sync::Arc<std::sync::Mutex<Vec<Value>>>;
+    const TEMPLATE: &str = "0123456789abcdef01234567";
+    let template = || json!({"id": TEMPLATE, "name": "template", "template": true});
+    let list = async move |State(made): State<Made>, Query(query): Query<BTreeMap<String, String>>| {
+        let all = made.lock().unwrap().clone();
+        let found: Vec<Value> = match query.get("external_id") {
+            Some(id) => all.into_iter().filter(|one| one["external_id"] == json!(id)).collect(),
+            None => vec![template()],
+        };
+        Json(json!({"statusCode": 200, "message": "", "data": {"containers": found, "pagination": {"totalPages": 1}}}))
+    };
+    let copy = async |State(made): State<Made>, Path(id): Path<String>, head: HeaderMap, Json(body): Json<Value>| {
+        assert_eq!((id.as_str(), head["authorization"].to_str().unwrap()), (TEMPLATE, "Bearer run-key"));
+        let mut made = made.lock().unwrap();
+        if made.iter().any(|one| one["external_id"] == body["external_id"]) {
+            let error = json!({"statusCode": 409, "error": "EXTERNAL_ID_IN_USE", "message": "it is in use", "data": {"field": "external_id"}});
+            return (StatusCode::CONFLICT, Json(error));
+        }
+        let mut one = body;
+        one["id"] = json!(format!("{:024x}", made.len() + 1));
+        one["url"] = json!("http://x.localhost");
+        made.push(one.clone());
+        (StatusCode::CREATED, Json(json!({"statusCode": 201, "message": "", "data": one})))
+    };
+    let app = Router::new()
+        .route("/api/v1/containers/", get(list))
+        .route("/api/v1/containers/{id}/copy", post(copy))
+        .with_state(Made::default());
+    let listener = tokio::net::UnixListener::bind(socket).unwrap();
+    fs::set_permissions(socket, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
+    tokio::spawn(async move { axum::serve(listener, app).await.unwrap() })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_script_calls_the_api_over_its_socket_with_its_runs_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("api.sock");
+    let server = api(&socket);
+    let rig = Rig::with("seapi", 1, 2, Api::Socket(socket)).await;
+    let source = r#"
+        const one = await tenantry.containers.ensure('template', { external_id: 'cus_1', environment_vars: { A: '1' } });
+        const again = await tenantry.containers.ensure('template', { external_id: 'cus_1' });
+        let wrong; try { await tenantry.containers.copy('template', { external_id: 'cus_1' }) } catch (e) { wrong = e }
+        return { one, again: again.created, same: again.id === one.id, none: await tenantry.containers.get({ external_id: 'cus_2' }),
+                 wrong: [wrong.name, wrong.status, wrong.code, wrong.field, wrong instanceof tenantry.TenantryError] };
+    "#;
+    let (mut run, lines) = rig.run_of("x.js", source);
+    run.key = Some(Secret::new("run-key"));
+    let got = rig.go(run, lines).await.unwrap().json();
+    assert_eq!(
+        (&got["one"]["created"], &got["again"], &got["same"], &got["none"]),
+        (&json!(true), &json!(false), &json!(true), &Value::Null),
+        "{got}"
+    );
+    assert_eq!(got["wrong"], json!(["TenantryError", 409, "EXTERNAL_ID_IN_USE", "external_id", true]));
+    assert_eq!(got["one"]["environment_vars"], json!({"A": "1"}));
+    let error = rig.try_js("await tenantry.containers.get('template')").await.unwrap_err();
+    assert!(error.to_string().contains("has no token"), "{error}");
+    server.abort();
+    rig.close().await;
+}
+
+#[test]
+fn a_file_is_tried_without_a_server() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    fs::write(folder.path().join("lib.js"), "exports.twice = (n) => 2 * n").unwrap();
+    fs::write(folder.path().join("event.json"), r#"{"n": 21}"#).unwrap();
+    let file = folder.path().join("x.ts");
+    fs::write(&file, "console.log('seen', secrets.K); const n: number = req.body.n; return res.status(Number(req.query.s)).json(require('./lib').twice(n))").unwrap();
+    let tried = |path: &str| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tenantry"));
+        command.args(["exec", "run"]).arg(&file).args(["--path", path, "--secret", "K=v"]);
+        command.arg("--body").arg(format!("@{}", folder.path().join("event.json").display()));
+        let done = command.env_clear().output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (done.status.code(), text(done.stdout), text(done.stderr))
+    };
+    let (code, out, said) = tried("/x?s=200");
+    assert_eq!((code, out.as_str()), (Some(0), "42"), "{said}");
+    assert!(said.contains("[log] seen v"), "{said}");
+    let (code, out, said) = tried("/x?s=402");
+    assert_eq!((code, out.as_str()), (Some(1), "42"), "{said}");
+    let (code, _, said) = tried("/x?s=9");
+    assert_eq!(code, Some(1));
+    assert!(said.contains("RangeError") && said.contains("x.ts:1:"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_is_killed_leaves_no_worker() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let file = folder.path().join("x.js");
+    fs::write(&file, "console.log('runs'); while (true) {}").unwrap();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tenantry"));
+    let mut daemon = command.args(["exec", "run"]).arg(&file).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let mut said = std::io::BufReader::new(daemon.stderr.take().unwrap());
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut said, &mut line).unwrap();
+    assert!(line.contains("runs"), "{line}");
+    assert_eq!(workers_of(folder.path()).len(), 1);
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    for _ in 0..200 {
+        if workers_of(folder.path()).is_empty() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{:?}", workers_of(folder.path()));
 }

@@ -29,7 +29,7 @@ use super::protocol::{self, Failed, Frame, Head, Kind};
 use super::run::{Answer, Engine, Run, RunError, ScriptFile};
 use super::shared::Shared;
 use crate::domain::{Bytes, Instance};
-use crate::sys::worker::{Api, Cage, Setup, WorkerError, group::Groups};
+use crate::sys::worker::{Api, Cage, OVERHEAD_MIB, Setup, WorkerError, group::Groups};
 use seat::{Seat, Worker};
 
 /// Workers at once, at most.
@@ -74,8 +74,8 @@ pub struct PoolConfig {
 pub enum Confine {
     /// Everything; wants root.
     Full {
-        /// Whose workers they are: part of their control groups' names.
-        instance: Instance,
+        /// Whose workers they are: part of their control groups' names. `None`: they have none.
+        instance: Option<Instance>,
         /// Ids of nobody's from here on, one a seat: `users.uid_base` and the numbers above it belong to slot 0, which no container has.
         first_id: u32,
     },
@@ -125,8 +125,8 @@ impl Pool {
         config.workers_max = config.workers_max.clamp(1, WORKERS_MAX);
         config.warm = config.warm.min(config.workers_max);
         let groups = match &config.confine {
-            Confine::Full { instance, .. } => Some(Groups::prepare(instance)?),
-            Confine::Partial => None,
+            Confine::Full { instance: Some(instance), .. } => Some(Groups::prepare(instance)?),
+            Confine::Full { instance: None, .. } | Confine::Partial => None,
         };
         let seats = Seats { cold: (0..config.workers_max).map(Seat).collect(), ..Seats::default() };
         let free = Arc::new(Semaphore::new(config.workers_max.into()));
@@ -227,13 +227,13 @@ impl Inner {
     }
 
     async fn try_start(&self, seat: u16) -> Result<Worker, WorkerError> {
-        let cage = match (&self.config.confine, &self.groups) {
-            (Confine::Full { first_id, .. }, Some(groups)) => {
-                let overhead = crate::sys::worker::OVERHEAD_MIB * 1024 * 1024;
-                let memory = Bytes(self.config.memory_max.0.saturating_add(overhead));
-                Cage::Full { id: first_id + 1 + u32::from(seat), group: groups.make(seat, memory)? }
+        let memory = self.config.memory_max.0.saturating_add(OVERHEAD_MIB * 1024 * 1024);
+        let group = self.groups.as_ref().map(|groups| groups.make(seat, Bytes(memory))).transpose()?;
+        let cage = match self.config.confine {
+            Confine::Full { first_id, .. } => {
+                Cage::Full { id: first_id + 1 + u32::from(seat), group: group.unwrap_or_default() }
             }
-            _ => Cage::Partial,
+            Confine::Partial => Cage::Partial,
         };
         let setup = Setup { scripts_dir: self.config.scripts_dir.clone(), api: self.config.api.clone(), cage };
         let started = Worker::start(Seat(seat), &self.config.program, &setup).await;

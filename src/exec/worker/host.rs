@@ -97,7 +97,7 @@ fn print(state: &State, level: String, mut text: String) {
     if lines > CONSOLE_LINES_MAX {
         return;
     }
-    text.truncate(text.floor_char_boundary(LINE_BYTES_MAX));
+    super::cut(&mut text, LINE_BYTES_MAX);
     let mut line = ConsoleLine { level, text };
     state.printed.set((lines + 1, bytes + line.text.len()));
     if lines == CONSOLE_LINES_MAX || bytes + line.text.len() > CONSOLE_BYTES_MAX {

@@ -120,6 +120,12 @@ impl Worker {
     }
 }
 
+/// Cuts a text at a bound in bytes, between two characters.
+fn cut(text: &mut String, bytes_max: usize) {
+    let end = (0..=bytes_max.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
+    text.truncate(end.unwrap_or_default());
+}
+
 /// Reads frames as they come; a partly read one is lost to nobody, as the reader is never cut off.
 fn reader(mut stream: tokio::net::UnixStream) -> mpsc::Receiver<Frame> {
     let (to, frames) = mpsc::channel(FRAMES_WAITING_MAX);

@@ -296,7 +296,7 @@ fn thrown(error: &CaughtError<'_>, memory: Bytes, wrapped: Option<&str>) -> RunE
 }
 
 fn cut(mut text: String) -> String {
-    text.truncate(text.floor_char_boundary(REPORT_BYTES_MAX));
+    super::cut(&mut text, REPORT_BYTES_MAX);
     text
 }
 

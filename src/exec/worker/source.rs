@@ -60,7 +60,7 @@ pub fn looks_like_module(file: &str, text: &str) -> bool {
 /// TypeScript that does not parse, or cannot be stripped.
 pub fn prepare(file: &str, text: &str, shape: Shape) -> Result<String, RunError> {
     // A line that names an interpreter is for a shell.
-    let text = if text.starts_with("#!") { format!("//{}", &text[2..]) } else { text.to_owned() };
+    let text = text.strip_prefix("#!").map_or_else(|| text.to_owned(), |rest| format!("//{rest}"));
     let whole = format!("{}{text}{}", shape.prefix(), shape.suffix());
     if file.ends_with(".ts") || file.ends_with(".mts") { strip(file, whole, shape) } else { Ok(whole) }
 }
@@ -95,7 +95,7 @@ fn strip(file: &str, text: String, shape: Shape) -> Result<String, RunError> {
     let stripped = HANDLER.set(&handler, || operate(&map, &handler, text, options));
     stripped.map(|output| output.code).map_err(|error| {
         let found = first.0.borrow_mut().take();
-        let (line, column, message) = found.unwrap_or_else(|| (0, 0, error.message));
+        let (line, column, message) = found.unwrap_or((0, 0, error.message));
         RunError::Syntax { place: place(file, line, column, shape), message }
     })
 }
