@@ -512,7 +512,18 @@ async fn a_run_waits_for_a_worker_only_so_long() {
     let (run, _lines) = rig.run_of("x.js", "res.write('a'); await new Promise(() => {})");
     let answer = rig.pool.run(run).await.unwrap();
     assert_eq!(rig.try_js("return 1").await.unwrap_err(), RunError::Busy { waited: Duration::from_millis(100) });
-    // Closing does not wait for it.
+    // Callers that go away at any moment, also while a worker is started, take no seat along.
+    drop(answer);
+    for ms in [0, 1, 2, 5, 10, 20, 40, 80] {
+        let (run, _lines) = rig.run_of("x.js", "while (true) {}");
+        let _ = tokio::time::timeout(Duration::from_millis(ms), rig.pool.run(run)).await;
+    }
+    rig.keeper().await;
+    rig.still_runs().await;
+    // Closing does not wait for a run.
+    rig.keeper().await;
+    let (run, _lines) = rig.run_of("x.js", "res.write('a'); await new Promise(() => {})");
+    let answer = rig.pool.run(run).await.unwrap();
     rig.close().await;
     drop(answer);
 }

@@ -16,6 +16,7 @@
 mod seat;
 
 use std::collections::VecDeque;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -191,12 +192,11 @@ impl Pool {
                 None => (None, seats.cold.pop_front()),
             }
         };
-        let worker = match (warm, cold) {
-            (Some(worker), _) => worker,
-            (None, Some(seat)) => inner.start(seat).await.map_err(|error| RunError::Worker { how: chain(&error) })?,
-            (None, None) => return Err(busy()),
-        };
-        Ok(Taken { inner: Arc::clone(inner), worker: Some(worker), permit: Some(permit) })
+        match (warm, cold) {
+            (Some(worker), _) => Ok(Taken { inner: Arc::clone(inner), worker: Some(worker), permit: Some(permit) }),
+            (None, Some(seat)) => Arc::clone(inner).warm_up(seat, permit).await,
+            (None, None) => Err(busy()),
+        }
     }
 }
 
@@ -245,6 +245,20 @@ impl Inner {
         started
     }
 
+    /// A worker in a seat that was cold. In a task of its own: a caller that goes away meanwhile must not take the seat along.
+    async fn warm_up(self: Arc<Self>, seat: Seat, permit: OwnedSemaphorePermit) -> Result<Taken, RunError> {
+        let started = tokio::spawn(async move {
+            let worker = self.start(seat).await?;
+            Ok(Taken { inner: self, worker: Some(worker), permit: Some(permit) })
+        });
+        let how = match started.await {
+            Ok(Ok(taken)) => return Ok(taken),
+            Ok(Err(error)) => chain(&error),
+            Err(error) => error.to_string(),
+        };
+        Err(RunError::Worker { how })
+    }
+
     /// Ends a worker, and makes its seat warm again where there are too few.
     async fn replace(self: Arc<Self>, worker: Worker, permit: Option<OwnedSemaphorePermit>) {
         let seat = worker.end(self.groups.as_ref()).await;
@@ -285,11 +299,11 @@ impl Taken {
 
     /// Ends the worker, waits until it is gone, and says how that went.
     async fn gone(mut self) -> RunError {
-        let Some(mut worker) = self.worker.take() else { return RunError::Worker { how: "it is gone".to_owned() } };
+        // It stays in its seat while it is waited for: the caller may go away.
+        let Some(worker) = self.worker.as_mut() else { return RunError::Worker { how: "it is gone".to_owned() } };
         let how = worker.wait_end().await;
         let starved = self.inner.groups.as_ref().is_some_and(|groups| groups.ran_out_of_memory(worker.seat.0));
         let memory = worker.memory;
-        self.worker = Some(worker);
         // Memory that a script holds outside the engine: an allocation that fails there ends the process.
         if starved || how == seat::ABORTED { RunError::Memory { memory } } else { RunError::Worker { how } }
     }
@@ -321,6 +335,10 @@ impl Engine for Pool {
         let handed = timeout(run.bounds.wall, worker.hand_over(run)).await;
         match handed {
             Err(_) => return Err(RunError::Time { wall }),
+            // What is too large for a frame is our own doing; anything else is its.
+            Ok(Err(error)) if error.kind() == ErrorKind::InvalidData => {
+                return Err(RunError::Worker { how: format!("the run could not be handed over: {error}") });
+            }
             Ok(Err(_)) => return Err(taken.gone().await),
             Ok(Ok(())) => {}
         }
@@ -391,7 +409,10 @@ impl Going {
                 Ok(Ok(Some(frame))) => frame,
                 Ok(_) => return Err(self.take_over().gone().await),
             };
-            if let Some(said) = self.understand(frame).await.map_err(|e| RunError::Worker { how: e.to_string() })? {
+            // Within the bound too: answers of the shared store wait for a worker that does not read them.
+            let understood = timeout(left, self.understand(frame)).await;
+            let understood = understood.map_err(|_| RunError::Time { wall: self.wall })?;
+            if let Some(said) = understood.map_err(|e| RunError::Worker { how: e.to_string() })? {
                 return Ok(said);
             }
         }
