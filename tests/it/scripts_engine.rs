@@ -249,6 +249,11 @@ async fn what_is_built_in_works() {
     rig.js("await shared.set('a', { n: 1 }); await shared.increment('n', 2)").await;
     let got = rig.js("return [await shared.get('a'), await shared.increment('n'), await shared.get('none') === undefined, await shared.delete('a')]").await;
     assert_eq!(got.json(), json!([{"n": 1}, 3, true, true]));
+    let got = rig
+        .js("Promise.reject(new Error('lost')); const p = Promise.reject(1); try { await p } catch {} return 1")
+        .await;
+    let said: Vec<_> = got.console.iter().map(|line| line.text.as_str()).collect();
+    assert!(said.len() == 1 && said[0].contains("Unhandled rejection:") && said[0].contains("lost"), "{said:?}");
     let error = rig.try_js("await tenantry.containers.get('x')").await.unwrap_err();
     assert!(error.to_string().contains("there is no API to call"), "{error}");
     rig.close().await;

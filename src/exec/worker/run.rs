@@ -129,6 +129,7 @@ pub async fn run(
     let (runtime, context) = engine(memory).await.map_err(|e| spoiled(no_engine(e)))?;
     let state = state(worker, &order, source);
     runtime.set_interrupt_handler(Some(interrupt(Rc::clone(&state)))).await;
+    runtime.set_host_promise_rejection_tracker(Some(Box::new(rejected))).await;
     runtime.set_loader(host::Files(Rc::clone(&state)), host::Files(Rc::clone(&state))).await;
     let told = json!({
         "file": order.file, "asked": order.asked, "metadata": order.metadata, "secrets": order.secrets,
@@ -196,6 +197,14 @@ fn interrupt(state: Rc<State>) -> Box<dyn FnMut() -> bool> {
         }
         state.why.borrow().is_some()
     })
+}
+
+/// Told by the engine of a promise that failed with nobody looking, and again when somebody does.
+fn rejected<'js>(ctx: Ctx<'js>, promise: rquickjs::Value<'js>, reason: rquickjs::Value<'js>, handled: bool) {
+    // Before the prelude is there, nothing of a script's can fail.
+    if let Ok(note) = ctx.globals().get::<_, Function<'_>>("__rejected") {
+        let _ = note.call::<_, ()>((promise, reason, handled)).catch(&ctx);
+    }
 }
 
 /// Hands answers of the shared store to who asked; returns when the pool is gone.

@@ -93,5 +93,17 @@
     }
   }));
 
-  return { track, idle };
+  // Promises that failed and that nobody looks at: told by the engine as they come, printed by `complain`.
+  const rejected = new Map();
+  Object.defineProperty(globalThis, '__rejected', {
+    value: (promise, reason, handled) => {
+      if (handled) rejected.delete(promise); else if (rejected.size < 100) rejected.set(promise, reason);
+    },
+  });
+  function complain() {
+    for (const reason of rejected.values()) console.error('Unhandled rejection:', reason);
+    rejected.clear();
+  }
+
+  return { track, idle, complain };
 })

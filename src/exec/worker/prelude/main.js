@@ -1,7 +1,7 @@
 // Puts the pieces together, loads the script and what it requires, runs it, and sends what it returns.
 (function main(host, order, body, pieces) {
   'use strict';
-  const { track, idle } = pieces.base(host, order.limits);
+  const { track, idle, complain } = pieces.base(host, order.limits);
   const { req, res, answer } = pieces.http(host, order.asked, body);
   const { tenantry, stripe, shared } = pieces.tenantry(host, track, order.file);
   const { metadata } = order;
@@ -54,7 +54,9 @@
       await ready;
       value = await call(space.default);
     }
+    complain();
     await answer(value, idle);
+    complain();
   }
   return run;
 })
