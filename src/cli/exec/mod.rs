@@ -10,6 +10,7 @@ use clap::Subcommand;
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Try a script without a server: its answer to standard output, its console to standard error
+    #[command(after_help = run::EXAMPLES)]
     Run(run::Args),
 }
 

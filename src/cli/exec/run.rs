@@ -30,6 +30,11 @@ const LINES_WAITING_MAX: usize = 1_024;
 /// How long a worker may take to come up, in seconds.
 const WAIT_S_MAX: u64 = 10;
 
+pub const EXAMPLES: &str = "\
+Examples:
+  tenantry exec run scripts/hello.js
+  tenantry exec run scripts/stripe-signup.js --body @event.json --secret STRIPE_WEBHOOK_SECRET=whsec_1";
+
 /// What to run, and what it is asked.
 #[derive(Debug, clap::Args)]
 pub struct Args {
