@@ -163,6 +163,21 @@ impl Records {
         }
     }
 
+    /// Up to `limit` values below a prefix behind a key, with their keys: for kinds of which there may be many.
+    ///
+    /// # Errors
+    /// The store's, or the first value that does not read.
+    pub async fn page_at<T: DeserializeOwned>(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<(String, T)>, StoreError> {
+        let page = self.store.range(prefix, after, limit).await?;
+        let read = |(key, bytes): (String, Vec<u8>)| decode(&key, &bytes).map(|value| (key, value));
+        page.into_iter().map(read).collect()
+    }
+
     /// Returns when all that was committed before is on the disk.
     ///
     /// # Errors
