@@ -5,6 +5,7 @@
 //! handed in by the caller and read nowhere else.
 
 mod awake;
+mod exec;
 
 use std::collections::HashMap;
 use std::fmt::Display;
@@ -21,6 +22,7 @@ use crate::domain::host::{CustomDomain, HostNames, Scheme};
 use crate::domain::{Bytes, BytesPerSecond, CpuMillis, Instance, Limits, Pids, Slot, Subnet, slot};
 
 pub use awake::{Awake, MemoryShare, Starts};
+pub use exec::Exec;
 
 /// What variables of the environment start with.
 pub const ENV_PREFIX: &str = "TENANTRY_";
@@ -56,6 +58,8 @@ pub struct Config {
     pub run_dir: PathBuf,
     /// Operator's firewall policies, beside the shipped ones.
     pub policies_dir: PathBuf,
+    /// Scripts: each file is an endpoint. Made where it is not there.
+    pub scripts_dir: PathBuf,
     /// A static busybox, from which the built-in `base` image is made.
     pub busybox: PathBuf,
     /// The REST API.
@@ -78,6 +82,8 @@ pub struct Config {
     pub starts: Starts,
     /// What the awake may hold.
     pub awake: Awake,
+    /// Scripts.
+    pub exec: Exec,
     /// Limits of a container that names none.
     pub limits: Defaults,
 }
@@ -363,6 +369,7 @@ impl Default for Config {
             data_dir: "/var/lib/tenantry".into(),
             run_dir: "/run/tenantry".into(),
             policies_dir: "/etc/tenantry/policies".into(),
+            scripts_dir: "/etc/tenantry/scripts".into(),
             busybox: "/bin/busybox".into(),
             api: Api::default(),
             proxy: Proxy::default(),
@@ -374,6 +381,7 @@ impl Default for Config {
             users: Users { uid_base: 1_000_000_000 },
             starts: Starts::default(),
             awake: Awake::default(),
+            exec: Exec::default(),
             limits: Defaults::default(),
         }
     }
@@ -500,7 +508,9 @@ impl Config {
 
     fn validate(self) -> Result<Self, ConfigError> {
         let wrong = |key, problem: String| Err(ConfigError::Value { key, problem });
-        for (key, path) in [("data_dir", &self.data_dir), ("run_dir", &self.run_dir)] {
+        for (key, path) in
+            [("data_dir", &self.data_dir), ("run_dir", &self.run_dir), ("scripts_dir", &self.scripts_dir)]
+        {
             if !path.is_absolute() {
                 return wrong(key, format!("`{}` is not an absolute path", path.display()));
             }
@@ -536,6 +546,7 @@ impl Config {
             return wrong("relay.connections", format!("{} is not {min} to {max}", self.relay.connections));
         }
         self.starts.validate()?;
+        self.exec.validate()?;
         if self.users.uid_base < slot::IDS_PER_SLOT || self.last_slot().0 == 0 {
             return wrong("users.uid_base", format!("{} leaves no room for 65536 ids a slot", self.users.uid_base));
         }
@@ -697,6 +708,12 @@ mod tests {
             ("[starts]\nat_once = 0", "starts.at_once"),
             ("[starts]\nwakes_per_second = 0", "starts.wakes_per_second"),
             ("[awake]\nmemory = '101%'", "101%"),
+            ("scripts_dir = 'scripts'", "scripts_dir"),
+            ("[exec]\nworkers = 0", "exec.workers"),
+            ("[exec]\nwarm = 9", "exec.warm"),
+            ("[exec]\ntimeout_s = 301", "exec.timeout_s"),
+            ("[exec]\nmemory = '1MiB'", "exec.memory"),
+            ("[exec]\nsecrets_file = 'x'", "exec.secrets_file"),
             ("[dns]\nupstreams = ['dns.example']", "dns.example"),
             ("[dns]\nupstreams = ['1.1.1.1', '1.1.1.2', '1.1.1.3', '1.1.1.4', '1.1.1.5']", "dns.upstreams"),
             ("instance = 'much-too-long'", "instance name"),

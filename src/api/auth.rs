@@ -136,7 +136,7 @@ pub(super) fn admit(api: &Api, headers: &HeaderMap) -> Result<Caller, ApiError> 
 }
 
 /// `Authorization: Bearer <token>`, or the bare token.
-fn presented(headers: &HeaderMap) -> Result<&str, ApiError> {
+pub(super) fn presented(headers: &HeaderMap) -> Result<&str, ApiError> {
     let missing = || {
         ApiError::new(
             StatusCode::UNAUTHORIZED,
@@ -162,7 +162,13 @@ fn refused(why: Refused) -> ApiError {
     }
 }
 
-fn insufficient(why: &str) -> ApiError {
+/// 401: what was presented is not known.
+pub(super) fn unknown() -> ApiError {
+    refused(Refused::Unknown)
+}
+
+/// 403.
+pub(super) fn insufficient(why: &str) -> ApiError {
     ApiError::new(StatusCode::FORBIDDEN, "INSUFFICIENT_PERMISSIONS", why)
 }
 

@@ -3,6 +3,8 @@
 //! An [`ApiError`] that leaves a handler is not a body yet: it travels in the response's extensions to
 //! [`super::request`], which knows the request's id, logs what the client is not told, and writes the body.
 
+pub(super) mod scripts;
+
 use std::error::Error as _;
 use std::sync::Arc;
 

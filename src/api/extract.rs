@@ -74,17 +74,25 @@ async fn discard(mut body: Body) {
 ///
 /// # Errors
 /// It is longer, slower, or breaks off.
-pub async fn read_body(mut body: Body) -> Result<Bytes, ApiError> {
+pub async fn read_body(body: Body) -> Result<Bytes, ApiError> {
+    read_body_up_to(body, JSON_BODY_BYTES_MAX).await
+}
+
+/// Reads a whole body, up to so many bytes.
+///
+/// # Errors
+/// It is longer, slower, or breaks off.
+pub async fn read_body_up_to(mut body: Body, bytes_max: usize) -> Result<Bytes, ApiError> {
     let too_large = || {
-        let text = format!("the body is longer than {JSON_BODY_BYTES_MAX} bytes");
+        let text = format!("the body is longer than {bytes_max} bytes");
         ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "BODY_TOO_LARGE", text)
     };
     // One that says so itself is not kept.
-    if body.size_hint().lower() > JSON_BODY_BYTES_MAX as u64 {
+    if body.size_hint().lower() > bytes_max as u64 {
         discard(body).await;
         return Err(too_large());
     }
-    let whole = Limited::new(&mut body, JSON_BODY_BYTES_MAX).collect();
+    let whole = Limited::new(&mut body, bytes_max).collect();
     match tokio::time::timeout(Duration::from_millis(JSON_BODY_WAIT_MS_MAX), whole).await {
         Ok(Ok(whole)) => Ok(whole.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => {

@@ -15,6 +15,7 @@ mod aliases;
 mod audit;
 mod auth;
 mod containers;
+mod endpoint;
 mod env;
 mod envelope;
 mod error;
@@ -37,6 +38,8 @@ mod projects;
 mod receipts;
 mod request;
 mod routes;
+mod script_secrets;
+mod scripts;
 mod server;
 mod tokens;
 mod verbs;
@@ -47,6 +50,7 @@ use std::sync::Arc;
 use axum::Router;
 use tokio_util::sync::CancellationToken;
 
+use crate::exec::Scripts;
 use crate::exec::runs::Runs;
 use crate::lifecycle::{Names, Service};
 
@@ -65,6 +69,7 @@ pub struct Api {
     requests: Arc<metrics::Requests>,
     monitoring: Monitoring,
     door: auth::Door,
+    hosted: Option<endpoint::Hosted>,
 }
 
 impl Api {
@@ -72,7 +77,24 @@ impl Api {
     pub fn new(service: Service, names: Arc<dyn Names>, monitoring: Monitoring, shutdown: CancellationToken) -> Self {
         let (keys, requests) = (Arc::new(idempotency::Keys::new(&service)), Arc::default());
         let followers = follow::Followers::new(shutdown);
-        Self { service, names, keys, followers, requests, monitoring, door: auth::Door::Tokens }
+        Self { service, names, keys, followers, requests, monitoring, door: auth::Door::Tokens, hosted: None }
+    }
+
+    /// With scripts, which answer and are managed.
+    pub fn with_scripts(mut self, scripts: Scripts) -> Self {
+        self.hosted = Some(endpoint::Hosted::new(scripts));
+        self
+    }
+
+    fn hosted(&self) -> Result<&endpoint::Hosted, error::ApiError> {
+        let off = "scripts do not answer here: they are switched off ([exec] enabled), or a script asks";
+        self.hosted
+            .as_ref()
+            .ok_or_else(|| error::ApiError::new(axum::http::StatusCode::NOT_FOUND, "SCRIPTS_DISABLED", off))
+    }
+
+    fn scripts(&self) -> Result<&Scripts, error::ApiError> {
+        self.hosted().map(endpoint::Hosted::scripts)
     }
 
     /// The whole API, for whoever has a token.
@@ -82,7 +104,8 @@ impl Api {
 
     /// The same for scripts: it admits the keys of runs and nothing else.
     pub fn router_for_scripts(&self, runs: Runs) -> Router {
-        routes::build(Self { door: auth::Door::Runs(runs), ..self.clone() })
+        // No script asks another one: all workers could wait for each other.
+        routes::build(Self { door: auth::Door::Runs(runs), hosted: None, ..self.clone() })
     }
 }
 

@@ -11,8 +11,8 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 
 use super::extract::Query;
 use super::{
-    access_log, aliases, containers, env, events, exec, firewall, health, images, leaks, logs, metrics, network,
-    permissions, projects, receipts, tokens, verbs,
+    access_log, aliases, containers, endpoint, env, events, exec, firewall, health, images, leaks, logs, metrics,
+    network, permissions, projects, receipts, script_secrets, scripts, tokens, verbs,
 };
 
 /// The document.
@@ -32,6 +32,8 @@ use super::{
         permissions::put_group_of_type, permissions::remove_group,
         logs::logs, logs::status_logs, access_log::access_log, exec::exec, events::list, events::stream, receipts::show, leaks::list,
         aliases::create, aliases::list, aliases::show, aliases::change, aliases::switch, aliases::verify, aliases::remove,
+        endpoint::answer, scripts::list, scripts::show, scripts::write, scripts::remove, scripts::log,
+        script_secrets::list, script_secrets::set, script_secrets::remove,
         images::import, images::list, images::remove,
         tokens::create, tokens::list, tokens::rotate, tokens::remove,
         health::healthz, health::readyz, metrics::metrics, document, page,

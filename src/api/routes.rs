@@ -3,12 +3,13 @@
 use axum::Router;
 use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::from_fn_with_state;
-use axum::routing::{MethodRouter, delete, get, patch, post, put};
+use axum::routing::{MethodRouter, any, delete, get, patch, post, put};
 
 use super::error::ApiError;
 use super::{
-    Api, BASE, access_log, aliases, auth, containers, env, events, exec, firewall, health, idempotency, images, leaks,
-    logs, metrics, network, openapi, permissions, projects, receipts, request, tokens, verbs,
+    Api, BASE, access_log, aliases, auth, containers, endpoint, env, events, exec, firewall, health, idempotency,
+    images, leaks, logs, metrics, network, openapi, permissions, projects, receipts, request, script_secrets, scripts,
+    tokens, verbs,
 };
 
 /// Routes below [`BASE`]; each is given [`auth::require_token`]. A path that ends in a slash is there without it too.
@@ -76,10 +77,20 @@ fn api_routes(api: &Api) -> Vec<(&'static str, MethodRouter<Api>)> {
         ("/leaks", get(leaks::list)),
         ("/images", post(images::import).get(images::list)),
         ("/images/{id}", delete(images::remove)),
+        ("/exec/scripts", get(scripts::list)),
+        ("/exec/scripts/{*file}", get(scripts::show).put(scripts::write).delete(scripts::remove)),
+        ("/exec/logs/{*file}", get(scripts::log)),
+        ("/exec/secrets", get(script_secrets::list)),
+        ("/exec/secrets/{name}", put(script_secrets::set).delete(script_secrets::remove)),
         ("/auth/tokens", once(post(tokens::create)).get(tokens::list)),
         ("/auth/tokens/{id}", delete(tokens::remove)),
         ("/auth/tokens/{id}/rotate", once(post(tokens::rotate))),
     ]
+}
+
+/// Scripts answer below [`BASE`], and let in whom they like.
+fn script_routes() -> Vec<(&'static str, MethodRouter<Api>)> {
+    vec![("/exec/", any(endpoint::answer)), ("/exec/{*path}", any(endpoint::answer))]
 }
 
 /// Routes outside [`BASE`], open to all: nothing of a tenant is in them. `/metrics` judges for itself who may read it.
@@ -100,6 +111,9 @@ pub(super) fn build(api: Api) -> Router {
     let open = if matches!(api.door, auth::Door::Tokens) { open_routes() } else { Vec::new() };
     for (path, route) in open {
         router = router.route(path, route);
+    }
+    for (path, route) in script_routes() {
+        router = router.route(&format!("{BASE}{path}"), route);
     }
     for (path, route) in api_routes(&api) {
         let route = route.route_layer(from_fn_with_state(api.clone(), auth::require_token));

@@ -122,6 +122,9 @@ enum Command {
     /// API tokens
     #[command(subcommand)]
     Token(token::Command),
+    /// Scripts: files that are HTTP endpoints
+    #[command(subcommand)]
+    Exec(exec::Command),
     /// Receipts: what is left of a deleted container
     #[command(subcommand)]
     Receipt(receipt::Command),
@@ -190,6 +193,7 @@ async fn dispatch(cli: Cli, env: &Environment) -> anyhow::Result<ExitCode> {
         Command::Access(command) => access::run(command, &connect()?).await,
         Command::Network(command) => network::run(command, &connect()?).await,
         Command::Token(command) => token::run(command, &connect()?).await,
+        Command::Exec(command) => exec::run(command, &connect()?).await,
         Command::Receipt(command) => receipt::run(command, &connect()?).await,
         Command::Exec(command) => {
             // No local configuration is looked for: a script that is tried reaches what was named, and nothing else.

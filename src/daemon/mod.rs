@@ -10,6 +10,7 @@
 mod access_log;
 mod domains;
 mod routes;
+mod scripts;
 mod tenants;
 
 use std::io;
@@ -30,7 +31,9 @@ use crate::config::{AcmeChallenge, Config, ConfigError};
 use crate::domain::Bytes;
 use crate::egress::dns::{Lookup, Resolver, ResolverConfig};
 use crate::egress::{Dialer, Keepalive, Relay, RelayConfig};
+use crate::exec::run::Engine;
 use crate::exec::runs::Runs;
+use crate::exec::{ScriptsError, schedule};
 use crate::lifecycle::{ALARM_LOOK_MS, Drivers, Error, Report, Service};
 use crate::proxy::tls::{Certificates, FolderError, Tls, TlsConfig, TlsError};
 use crate::proxy::{Challenges, Door, Proxy, ProxyConfig, TrustedProxies};
@@ -89,6 +92,8 @@ pub enum DaemonError {
     Runtime(#[from] RuntimeError),
     #[error("the folders cannot be made")]
     Folders(#[from] folders::FolderError),
+    #[error("scripts cannot be served")]
+    Scripts(#[from] ScriptsError),
     #[error("the records cannot be taken over")]
     Service(#[from] Error),
     #[error("clients cannot be served by TLS")]
@@ -111,6 +116,7 @@ pub struct Daemon {
     gateway: GatewaySockets,
     config: Config,
     report: Report,
+    engine: Option<Arc<dyn Engine>>,
 }
 
 /// What clients that speak TLS come to.
@@ -152,6 +158,8 @@ const PASS_MODE: u32 = 0o711;
 /// Clients that wait to be accepted; the kernel's `net.core.somaxconn`, 4096 by default, bounds it too. Where there is no room the kernel drops
 /// what comes, and the client tries again after a second: with the usual 128, some of 512 that came at once waited so long.
 const BACKLOG: u32 = 4_096;
+/// Of the scripts' folder: their workers are nobody, and read it.
+const SCRIPTS_MODE: u32 = 0o755;
 /// Of the socket for scripts.
 const SOCKET_MODE: u32 = 0o666;
 
@@ -263,7 +271,14 @@ impl Daemon {
         }
         service.ensure_admin_token(&config.admin_token_path()).await?;
         let scripts = listen_to_scripts(&config.scripts_socket())?;
-        Ok(Self { service, pool, api, scripts, proxy, tls, gateway, config, report })
+        Ok(Self { service, pool, api, scripts, proxy, tls, gateway, config, report, engine: None })
+    }
+
+    /// With what evaluates scripts; without it, or where they are switched off, none answer.
+    #[must_use]
+    pub fn with_engine(mut self, engine: Arc<dyn Engine>) -> Self {
+        self.engine = Some(engine);
+        self
     }
 
     /// What recovery found.
@@ -276,7 +291,12 @@ impl Daemon {
     /// # Errors
     /// The names of the URLs cannot be used.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), DaemonError> {
-        let Self { service, pool, api, scripts, proxy: listener, tls, gateway, config, .. } = self;
+        let Self { service, pool, api, scripts: socket, proxy: listener, tls, gateway, config, engine, .. } = self;
+        let runs = Runs::default();
+        let scripts = match engine.filter(|_| config.exec.enabled) {
+            Some(engine) => Some(scripts::open(&config, &service, runs.clone(), engine).await?),
+            None => None,
+        };
         let routes = Arc::new(routes::Table::new(service.clone(), Handle::current(), &config.proxy));
         let trusted_proxies = TrustedProxies::new(&config.proxy.trusted_proxies);
         let access_log = config.proxy.access_log;
@@ -311,13 +331,20 @@ impl Daemon {
         beside.spawn(look_for_alarms(service.clone(), shutdown.clone()));
         beside.spawn(keep_uses_now_and_then(service.clone(), shutdown.clone()));
         beside.spawn(sweep_groups(pool.pool.clone(), shutdown.clone()));
+        if let Some(scripts) = &scripts {
+            beside.spawn(schedule::serve(scripts.clone(), shutdown.clone()));
+        }
         beside.close();
         tracing::info!(api = %config.api.listen, proxy = %config.proxy.listen, "serving");
         let dialer = Dialer::new(config.net.subnet, config.relay.allow_local_proxies);
         let names = Arc::new(Lookup::new(config.dns.upstreams.clone(), dialer));
         let monitoring = Monitoring { open: config.api.metrics_open, sources: vec![proxy] };
         let surface = Api::new(service.clone(), names, monitoring, shutdown.clone());
-        let serving_scripts = serve(scripts, surface.router_for_scripts(Runs::default()), shutdown.clone());
+        let surface = match scripts {
+            Some(scripts) => surface.with_scripts(scripts),
+            None => surface,
+        };
+        let serving_scripts = serve(socket, surface.router_for_scripts(runs), shutdown.clone());
         tokio::join!(serve(api, surface.router(), shutdown), serving_scripts);
         remove_socket(&config.scripts_socket());
         service.close(Duration::from_secs(CLOSE_S_MAX)).await;

@@ -14,6 +14,7 @@ mod once;
 mod permissions;
 mod projects;
 mod provisioner;
+mod scripts;
 mod stream;
 mod tokens;
 

@@ -11,6 +11,7 @@ pub mod network;
 pub mod ops;
 pub mod permissions;
 pub mod project;
+pub mod script;
 pub mod settings;
 pub mod token;
 

@@ -1,0 +1,81 @@
+//! Scripts on this host: where they lie, what they may use, and how they come to the API.
+
+use std::sync::Arc;
+
+use super::{DaemonError, PRIVATE_MODE, SCRIPTS_MODE, make_folder};
+use crate::config::Config;
+use crate::domain::ProjectId;
+use crate::exec::keys::{KeyError, Keys, RunKey};
+use crate::exec::run::{Bounds, Engine, ScriptFile};
+use crate::exec::runs::{self, RUNS_MAX, Runs};
+use crate::exec::{Scripts, ScriptsConfig};
+use crate::lifecycle::Service;
+
+/// What one run may use where its script says nothing.
+fn bounds(config: &crate::config::Exec) -> Bounds {
+    Bounds {
+        wall: config.timeout(),
+        cpu: config.cpu(),
+        memory: config.memory,
+        response: config.response,
+        connections: config.connections,
+    }
+}
+
+/// The scripts in front of an engine; their runs' keys are kept in `runs`.
+///
+/// # Errors
+/// Their folders cannot be made, or what was kept of them cannot be read.
+pub async fn open(
+    config: &Config,
+    service: &Service,
+    runs: Runs,
+    engine: Arc<dyn Engine>,
+) -> Result<Scripts, DaemonError> {
+    // One that is there is the operator's, with the mode it has.
+    if !config.scripts_dir.exists() {
+        make_folder(&config.scripts_dir, SCRIPTS_MODE)?;
+    }
+    let logs = config.data_dir.join("exec-logs");
+    make_folder(&logs, PRIVATE_MODE)?;
+    let places = ScriptsConfig {
+        folder: config.scripts_dir.clone(),
+        secrets_file: config.exec.secrets_file.clone(),
+        logs,
+        bounds: bounds(&config.exec),
+    };
+    let keys = Arc::new(RunKeys { service: service.clone(), runs });
+    Ok(Scripts::open(places, engine, keys, service.records().clone()).await?)
+}
+
+/// Keys for the socket of scripts.
+#[derive(Debug)]
+struct RunKeys {
+    service: Service,
+    runs: Runs,
+}
+
+impl RunKey for runs::RunKey {
+    fn secret(&self) -> crate::domain::Secret {
+        Self::secret(self).clone()
+    }
+}
+
+impl Keys for RunKeys {
+    fn project(&self, name: &str) -> Result<ProjectId, KeyError> {
+        let is_named = |id: ProjectId, alias: &str| alias == name || id.to_string() == name;
+        let projects = self.service.projects();
+        let found = projects.iter().find(|project| is_named(project.id, &project.alias));
+        found.map(|project| project.id).ok_or_else(|| KeyError::NoProject(name.to_owned()))
+    }
+
+    fn open(
+        &self,
+        script: &ScriptFile,
+        run: &str,
+        scope: Option<ProjectId>,
+    ) -> Result<Option<Box<dyn RunKey>>, KeyError> {
+        let key = self.runs.open(&script.0, run, scope).map_err(|_| KeyError::TooMany(RUNS_MAX))?;
+        Ok(Some(Box::new(key)))
+    }
+}
