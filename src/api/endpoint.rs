@@ -35,6 +35,8 @@ const BODY_BYTES_MAX: usize = 10 << 20;
 const UNIT_BYTES: usize = 64 << 10;
 /// What all requests together may hold, in those: 256 MiB.
 const UNITS_MAX: usize = 4_096;
+/// In which the proxy says who asked.
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// How long a request waits for room, in milliseconds.
 const ROOM_WAIT_MS_MAX: u64 = 5_000;
 
@@ -79,7 +81,26 @@ impl Hosted {
     responses((status = 200, description = "What the script says"),
               (status = "default", description = "The script has no answer", body = ErrorBody)))]
 pub async fn answer(State(api): State<Api>, request: Request) -> Response {
-    match answered(&api, request).await {
+    let below = request.uri().path().strip_prefix(BASE).and_then(|path| path.strip_prefix("/exec")).unwrap_or_default();
+    let below = below.to_owned();
+    framed(&api, &below, request).await
+}
+
+/// The same at scripts' own host, where a path is a script's from its beginning. The proxy alone comes here, and says who asked.
+pub async fn answer_at_host(State(api): State<Api>, mut request: Request) -> Response {
+    let said = request.headers().get_all(FORWARDED_FOR).iter().next_back();
+    let peer = said.and_then(|value| value.to_str().ok()?.rsplit(',').next()?.trim().parse().ok());
+    // Before the proxy, the loopback's own.
+    request.extensions_mut().remove::<Peer>();
+    if let Some(peer) = peer {
+        request.extensions_mut().insert(Peer(peer));
+    }
+    let below = request.uri().path().to_owned();
+    framed(&api, &below, request).await
+}
+
+async fn framed(api: &Api, below: &str, request: Request) -> Response {
+    match answered(api, below, request).await {
         Ok(response) => response,
         Err((error, cors)) => {
             let mut response = error.into_response();
@@ -92,12 +113,11 @@ pub async fn answer(State(api): State<Api>, request: Request) -> Response {
 /// An error, and what lets a page of another origin read it.
 type Refusal = (ApiError, Vec<(String, String)>);
 
-async fn answered(api: &Api, request: Request) -> Result<Response, Refusal> {
+async fn answered(api: &Api, below: &str, request: Request) -> Result<Response, Refusal> {
     let bare = |error: ApiError| (error, Vec::new());
     let hosted = api.hosted().map_err(bare)?;
     let scripts = hosted.scripts();
     let (parts, body) = request.into_parts();
-    let below = parts.uri.path().strip_prefix(BASE).and_then(|path| path.strip_prefix("/exec")).unwrap_or_default();
     let endpoint = scripts.find(below).await.map_err(|fault| bare(fault.into()))?;
     let origin = text_of(&parts.headers, &header::ORIGIN);
     let mut cors_headers = Vec::new();

@@ -102,6 +102,11 @@ impl Api {
         routes::build(self.clone())
     }
 
+    /// Scripts alone, for the proxy that leads their own host here.
+    pub fn router_for_host(&self) -> Router {
+        routes::build_for_host(self.clone())
+    }
+
     /// The same for scripts: it admits the keys of runs and nothing else.
     pub fn router_for_scripts(&self, runs: Runs) -> Router {
         // No script asks another one: all workers could wait for each other.

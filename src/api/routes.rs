@@ -129,6 +129,14 @@ pub(super) fn build(api: Api) -> Router {
         .with_state(api)
 }
 
+/// Scripts alone, from the beginning of the path: what stands behind their own host.
+pub(super) fn build_for_host(api: Api) -> Router {
+    Router::new()
+        .fallback(endpoint::answer_at_host)
+        .layer(from_fn_with_state(api.clone(), request::frame))
+        .with_state(api)
+}
+
 async fn no_such_route(uri: Uri) -> ApiError {
     ApiError::new(StatusCode::NOT_FOUND, "ROUTE_NOT_FOUND", format!("there is no `{}`", uri.path()))
 }

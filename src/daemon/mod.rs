@@ -297,7 +297,15 @@ impl Daemon {
             Some(engine) => Some(scripts::open(&config, &service, runs.clone(), engine).await?),
             None => None,
         };
-        let routes = Arc::new(routes::Table::new(service.clone(), Handle::current(), &config.proxy));
+        let host = match scripts.as_ref().filter(|_| config.exec.host) {
+            Some(_) => Some(scripts::host().await?),
+            None => None,
+        };
+        let routes = routes::Table::new(service.clone(), Handle::current(), &config.proxy);
+        let routes = Arc::new(match &host {
+            Some((_, address)) => routes.with_scripts(*address),
+            None => routes,
+        });
         let trusted_proxies = TrustedProxies::new(&config.proxy.trusted_proxies);
         let access_log = config.proxy.access_log;
         // A thread a core, as every server of many connections has.
@@ -345,7 +353,12 @@ impl Daemon {
             None => surface,
         };
         let serving_scripts = serve(socket, surface.router_for_scripts(runs), shutdown.clone());
-        tokio::join!(serve(api, surface.router(), shutdown), serving_scripts);
+        let at_host = async {
+            if let Some((listener, _)) = host {
+                serve(listener, surface.router_for_host(), shutdown.clone()).await;
+            }
+        };
+        tokio::join!(serve(api, surface.router(), shutdown.clone()), serving_scripts, at_host);
         remove_socket(&config.scripts_socket());
         service.close(Duration::from_secs(CLOSE_S_MAX)).await;
         beside.wait().await;

@@ -11,11 +11,13 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::config;
 use crate::domain::alias::Standing;
-use crate::domain::host::Route;
+use crate::domain::host::{Alias, Route};
 use crate::domain::{Container, ContainerId, PauseReason, Phase, ProxyAlias};
 use crate::lifecycle::{InUse, Named, NotAwake, Service, Timings, Use, Wanted, Woken};
 use crate::proxy::{Found, Gate, Occupancy, Resolution, Routes, Upstream, Visitor};
 
+/// The label of scripts' own host.
+const SCRIPTS_LABEL: &str = "exec";
 /// Looks at a container that a request may need: it may be awake, be woken, and by then have been put to sleep again.
 const LOOKS_MAX: usize = 4;
 
@@ -27,6 +29,14 @@ pub struct Table {
     background: Handle,
     wake_timeout: Duration,
     quiet: config::Quiet,
+    scripts: Option<ScriptsHost>,
+}
+
+/// The host at which scripts answer, and where they are asked.
+#[derive(Debug)]
+struct ScriptsHost {
+    name: Alias,
+    addr: SocketAddr,
 }
 
 /// Where a request goes, before anybody asked whether it can.
@@ -48,7 +58,20 @@ impl Table {
     /// Over this service, which does its work on this runtime.
     pub fn new(service: Service, background: Handle, config: &config::Proxy) -> Self {
         let wake_timeout = Duration::from_secs(config.wake_timeout_s.into());
-        Self { service, background, wake_timeout, quiet: config.quiet.lowered() }
+        Self { service, background, wake_timeout, quiet: config.quiet.lowered(), scripts: None }
+    }
+
+    /// With a host of scripts' own, which are asked at this address. A container's alias of that name leads nowhere then.
+    pub fn with_scripts(mut self, addr: SocketAddr) -> Self {
+        self.scripts = SCRIPTS_LABEL.parse().ok().map(|name| ScriptsHost { name, addr });
+        self
+    }
+
+    /// Where scripts are asked, if this is their host.
+    fn scripts_at(&self, route: &Route) -> Option<Upstream> {
+        let host = self.scripts.as_ref()?;
+        let is_theirs = matches!(route, Route::Alias(alias) if *alias == host.name);
+        is_theirs.then_some(Upstream { container: ContainerId::NIL, epoch: 0, addr: host.addr })
     }
 
     /// The container and the port that a host names, and another path where it leads to one.
@@ -196,6 +219,9 @@ impl Occupancy for InUse {
 #[async_trait]
 impl Routes for Table {
     fn gate(&self, route: &Route) -> Option<Gate> {
+        if self.scripts_at(route).is_some() {
+            return None;
+        }
         let (container, port) = match route {
             Route::Alias(alias) => match self.service.named(alias)? {
                 Named::Own(container) => (container, None),
@@ -216,6 +242,9 @@ impl Routes for Table {
     }
 
     async fn resolve(&self, route: &Route, visitor: Visitor<'_>) -> Found {
+        if let Some(upstream) = self.scripts_at(route) {
+            return Resolution::Upstream(upstream).into();
+        }
         match self.find(route, visitor.path) {
             Ok(Place { id, port, path }) => {
                 let is_quiet = self.quiet.matches(visitor.path, visitor.agent);
@@ -233,10 +262,13 @@ impl Routes for Table {
     }
 
     fn is_known(&self, route: &Route) -> bool {
-        !matches!(self.find(route, "/"), Err(Resolution::Unknown))
+        self.scripts_at(route).is_some() || !matches!(self.find(route, "/"), Err(Resolution::Unknown))
     }
 
     fn is_current(&self, upstream: &Upstream) -> bool {
+        if self.scripts.as_ref().is_some_and(|host| host.addr == upstream.addr) {
+            return true;
+        }
         let Ok(container) = self.service.container(upstream.container) else { return false };
         let running = matches!(container.phase, Phase::Running { .. }) && container.receipt.is_none();
         let port = NonZeroU16::new(upstream.addr.port());

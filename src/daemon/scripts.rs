@@ -1,8 +1,11 @@
 //! Scripts on this host: where they lie, what they may use, and how they come to the API.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
-use super::{DaemonError, PRIVATE_MODE, SCRIPTS_MODE, make_folder};
+use tokio::net::TcpListener;
+
+use super::{DaemonError, PRIVATE_MODE, SCRIPTS_MODE, listen, make_folder};
 use crate::config::Config;
 use crate::domain::ProjectId;
 use crate::exec::keys::{KeyError, Keys, RunKey};
@@ -46,6 +49,17 @@ pub async fn open(
     };
     let keys = Arc::new(RunKeys { service: service.clone(), runs });
     Ok(Scripts::open(places, engine, keys, service.records().clone()).await?)
+}
+
+/// Where the proxy leads what comes to scripts' own host: on the loopback, at any port that is free.
+///
+/// # Errors
+/// There is none.
+pub async fn host() -> Result<(TcpListener, SocketAddr), DaemonError> {
+    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let listener = listen("scripts' own host", any).await?;
+    let address = listener.local_addr().map_err(|source| DaemonError::System("cannot tell a socket's port", source))?;
+    Ok((listener, address))
 }
 
 /// Keys for the socket of scripts.

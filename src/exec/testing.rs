@@ -130,7 +130,9 @@ impl Engine for FakeEngine {
             _ => {
                 let params: Vec<_> = run.asked.params.iter().map(|(name, value)| format!("{name}={value}")).collect();
                 let (method, url) = (&run.asked.method, &run.asked.url);
-                let body = format!("{method} {url} {} {}", params.join(","), String::from_utf8_lossy(&run.asked.body));
+                let from = run.asked.client.map(|client| format!("from {client}")).unwrap_or_default();
+                let text = String::from_utf8_lossy(&run.asked.body);
+                let body = format!("{method} {url} {} {text}{from}", params.join(","));
                 Ok(text_answer(200, body.into_bytes(), alive))
             }
         }

@@ -217,3 +217,19 @@ async fn without_an_engine_there_are_no_scripts() {
     let desk = Desk::new().await;
     desk.get("/exec/a").await.refused(404, "SCRIPTS_DISABLED");
 }
+
+#[tokio::test]
+async fn at_their_own_host_a_path_is_a_scripts_from_its_beginning() {
+    let office = Office::new().await;
+    office.stage.file("shop/[id].js", "return 1");
+    let router = office.desk.api.clone().with_scripts(office.stage.scripts.clone()).router_for_host();
+    let ask = async |path: &str| {
+        let request = Request::builder().uri(path).header("x-forwarded-for", "192.0.2.7").body(Body::empty()).unwrap();
+        let (parts, body) = router.clone().oneshot(request).await.unwrap().into_parts();
+        (parts.status.as_u16(), axum::body::to_bytes(body, 1 << 20).await.unwrap())
+    };
+    assert_eq!(ask("/shop/7?x=1").await, (200, "GET /shop/7?x=1 id=7 from 192.0.2.7".into()));
+    for not_there in ["/api/v1/exec/shop/7", "/api/v1/projects", "/healthz"] {
+        assert_eq!(ask(not_there).await.0, 404, "{not_there}");
+    }
+}
