@@ -74,7 +74,7 @@ impl Bed {
         mount_tmpfs(&run_dir)?;
         let config = work.join("tenantry.toml");
         let text = format!(
-            "instance = {instance:?}\ndata_dir = {:?}\nrun_dir = {run_dir:?}\n[pool]\nsize = \"4GiB\"\n[users]\nuid_base = {UID_BASE}\n",
+            "instance = {instance:?}\ndata_dir = {:?}\nrun_dir = {run_dir:?}\n[exec]\nenabled = false\n[pool]\nsize = \"4GiB\"\n[users]\nuid_base = {UID_BASE}\n",
             work.join("data")
         );
         fs::write(&config, text)?;

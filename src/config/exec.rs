@@ -9,7 +9,7 @@ use super::{ConfigError, size};
 use crate::domain::Bytes;
 
 /// Worker processes, at most.
-const WORKERS_MAX: usize = 64;
+const WORKERS_MAX: u16 = 16;
 /// The longest that a run may take, in seconds.
 const TIMEOUT_S_MAX: u32 = 300;
 /// Outgoing connections of a run, at most: its worker has so many descriptors.
@@ -28,9 +28,9 @@ pub struct Exec {
     /// Whether they also answer at `exec.<server_name>.<domain>`.
     pub host: bool,
     /// Worker processes that are kept ready, 1–`workers`.
-    pub warm: usize,
-    /// Worker processes, and so runs, at once, 1–64.
-    pub workers: usize,
+    pub warm: u16,
+    /// Worker processes, and so runs, at once, 1–16.
+    pub workers: u16,
     /// How long a run may take where its script says nothing, in seconds, 1–300.
     pub timeout_s: u32,
     /// Processor time of a run, in seconds, 1–300.

@@ -31,7 +31,6 @@ use crate::config::{AcmeChallenge, Config, ConfigError};
 use crate::domain::Bytes;
 use crate::egress::dns::{Lookup, Resolver, ResolverConfig};
 use crate::egress::{Dialer, Keepalive, Relay, RelayConfig};
-use crate::exec::run::Engine;
 use crate::exec::runs::Runs;
 use crate::exec::{ScriptsError, schedule};
 use crate::lifecycle::{ALARM_LOOK_MS, Drivers, Error, Report, Service};
@@ -46,6 +45,7 @@ use crate::sys::gateway::{Doors, GatewayError, GatewaySockets};
 use crate::sys::netlink::{LinkError, VethLinks};
 use crate::sys::nft::{NftFirewall, PolicyFolderError, load_policies};
 use crate::sys::runtime::{HelperRuntime, RuntimeError, become_subreaper};
+use crate::sys::worker::WorkerError;
 
 /// How long verbs at work may take at the end, in seconds: less than systemd's 90 s before it kills.
 const CLOSE_S_MAX: u64 = 30;
@@ -94,6 +94,8 @@ pub enum DaemonError {
     Folders(#[from] folders::FolderError),
     #[error("scripts cannot be served")]
     Scripts(#[from] ScriptsError),
+    #[error("scripts have no workers (without scripts, `[exec] enabled = false`, this host can serve)")]
+    Workers(#[from] WorkerError),
     #[error("the records cannot be taken over")]
     Service(#[from] Error),
     #[error("clients cannot be served by TLS")]
@@ -116,7 +118,6 @@ pub struct Daemon {
     gateway: GatewaySockets,
     config: Config,
     report: Report,
-    engine: Option<Arc<dyn Engine>>,
 }
 
 /// What clients that speak TLS come to.
@@ -271,14 +272,7 @@ impl Daemon {
         }
         service.ensure_admin_token(&config.admin_token_path()).await?;
         let scripts = listen_to_scripts(&config.scripts_socket())?;
-        Ok(Self { service, pool, api, scripts, proxy, tls, gateway, config, report, engine: None })
-    }
-
-    /// With what evaluates scripts; without it, or where they are switched off, none answer.
-    #[must_use]
-    pub fn with_engine(mut self, engine: Arc<dyn Engine>) -> Self {
-        self.engine = Some(engine);
-        self
+        Ok(Self { service, pool, api, scripts, proxy, tls, gateway, config, report })
     }
 
     /// What recovery found.
@@ -291,11 +285,15 @@ impl Daemon {
     /// # Errors
     /// The names of the URLs cannot be used.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), DaemonError> {
-        let Self { service, pool, api, scripts: socket, proxy: listener, tls, gateway, config, engine, .. } = self;
+        let Self { service, pool, api, scripts: socket, proxy: listener, tls, gateway, config, .. } = self;
         let runs = Runs::default();
-        let scripts = match engine.filter(|_| config.exec.enabled) {
-            Some(engine) => Some(scripts::open(&config, &service, runs.clone(), engine).await?),
-            None => None,
+        let (scripts, workers) = match config.exec.enabled {
+            true => {
+                let workers = scripts::workers(&config).await?;
+                let engine = Arc::new(workers.clone());
+                (Some(scripts::open(&config, &service, runs.clone(), engine).await?), Some(workers))
+            }
+            false => (None, None),
         };
         let host = match scripts.as_ref().filter(|_| config.exec.host) {
             Some(_) => Some(scripts::host().await?),
@@ -362,6 +360,9 @@ impl Daemon {
         remove_socket(&config.scripts_socket());
         service.close(Duration::from_secs(CLOSE_S_MAX)).await;
         beside.wait().await;
+        if let Some(workers) = workers {
+            workers.close().await;
+        }
         keep_uses(&service).await;
         let left = service.leave_host().await;
         drop(service);

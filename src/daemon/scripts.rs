@@ -1,7 +1,9 @@
 //! Scripts on this host: where they lie, what they may use, and how they come to the API.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::TcpListener;
 
@@ -9,10 +11,15 @@ use super::{DaemonError, PRIVATE_MODE, SCRIPTS_MODE, listen, make_folder};
 use crate::config::Config;
 use crate::domain::ProjectId;
 use crate::exec::keys::{KeyError, Keys, RunKey};
+use crate::exec::pool::{Confine, Pool, PoolConfig};
 use crate::exec::run::{Bounds, Engine, ScriptFile};
 use crate::exec::runs::{self, RUNS_MAX, Runs};
 use crate::exec::{Scripts, ScriptsConfig};
 use crate::lifecycle::Service;
+use crate::sys::worker::Api;
+
+/// How long a run waits for a worker, in milliseconds.
+const WORKER_WAIT_MS_MAX: u64 = 10_000;
 
 /// What one run may use where its script says nothing.
 fn bounds(config: &crate::config::Exec) -> Bounds {
@@ -25,6 +32,28 @@ fn bounds(config: &crate::config::Exec) -> Bounds {
     }
 }
 
+/// The processes that evaluate scripts. Their folder is made first: they see it and nothing else.
+///
+/// # Errors
+/// The first of them does not come up.
+pub async fn workers(config: &Config) -> Result<Pool, DaemonError> {
+    // One that is there is the operator's, with the mode it has.
+    if !config.scripts_dir.exists() {
+        make_folder(&config.scripts_dir, SCRIPTS_MODE)?;
+    }
+    let pool = PoolConfig {
+        program: PathBuf::from("/proc/self/exe"),
+        scripts_dir: config.scripts_dir.clone(),
+        api: Api::Socket(config.scripts_socket()),
+        confine: Confine::Full { instance: config.instance.clone(), first_id: config.users.uid_base },
+        warm: config.exec.warm,
+        workers_max: config.exec.workers,
+        memory_max: config.exec.memory,
+        wait_max: Duration::from_millis(WORKER_WAIT_MS_MAX),
+    };
+    Ok(Pool::start(pool).await?)
+}
+
 /// The scripts in front of an engine; their runs' keys are kept in `runs`.
 ///
 /// # Errors
@@ -35,10 +64,6 @@ pub async fn open(
     runs: Runs,
     engine: Arc<dyn Engine>,
 ) -> Result<Scripts, DaemonError> {
-    // One that is there is the operator's, with the mode it has.
-    if !config.scripts_dir.exists() {
-        make_folder(&config.scripts_dir, SCRIPTS_MODE)?;
-    }
     let logs = config.data_dir.join("exec-logs");
     make_folder(&logs, PRIVATE_MODE)?;
     let places = ScriptsConfig {

@@ -27,6 +27,7 @@ mod proxy_live;
 mod recovery;
 mod relay;
 mod runtime;
+mod scripts;
 mod scripts_engine;
 mod skips;
 mod starve;

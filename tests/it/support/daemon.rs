@@ -264,11 +264,14 @@ impl Daemon {
         let (top, tables) = config.split_at(tables_at);
         let net = if tables.contains("[net]") { String::new() } else { format!("[net]\nsubnet = '{SUBNET}'\n") };
         let pool = if tables.contains("[pool]") { "" } else { "[pool]\nsize = '2GiB'\n" };
+        // Workers of scripts are processes and groups of the instance's: they run where a test is about them.
+        let exec = if tables.contains("[exec]") { "" } else { "[exec]\nenabled = false\n" };
         let text = format!(
-            "instance = '{instance}'\ndata_dir = '{}'\nrun_dir = '{}'\npolicies_dir = '{}'\n{top}\n[users]\nuid_base = {uid_base}\n{pool}{net}{tables}\n",
+            "instance = '{instance}'\ndata_dir = '{}'\nrun_dir = '{}'\npolicies_dir = '{}'\nscripts_dir = '{}'\n{top}\n[users]\nuid_base = {uid_base}\n{pool}{net}{exec}{tables}\n",
             folder.path().join("data").display(),
             run_dir.display(),
             folder.path().join("policies").display(),
+            folder.path().join("scripts").display(),
         );
         fs::write(folder.path().join("config.toml"), text).unwrap();
         // A connection of a daemon that was killed must not be taken for one to the next.

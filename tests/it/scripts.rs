@@ -1,0 +1,128 @@
+//! Scripts as those who write them and those who call them meet them: a real daemon, real workers, real files.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+use reqwest::Method;
+use serde_json::json;
+
+use crate::support::daemon::{Daemon, Reply, answer, play_with};
+
+const CONFIG: &str = "[exec]\nhost = true\nwarm = 1\nworkers = 4\n";
+
+/// Puts a file into the scripts' folder, as an editor does.
+fn write(daemon: &Daemon, name: &str, text: &str) {
+    let path = daemon.scratch().join("scripts").join(name);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(&path, text).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+}
+
+/// As a visitor without a token.
+async fn post(daemon: &Daemon, path: &str, body: &str) -> Reply {
+    let visitor = daemon.client.with_token("");
+    answer(visitor.request(Method::POST, &format!("/exec{path}")).body(body.to_owned())).await
+}
+
+#[test]
+fn a_file_is_an_endpoint_at_once_and_an_edit_is_live() {
+    play_with(CONFIG, async |daemon| {
+        post(daemon, "/hello", "").await.refused(404, "SCRIPT_NOT_FOUND");
+        write(daemon, "hello.js", "return { n: 1, got: req.body.toString() }");
+        let reply = post(daemon, "/hello", "abc").await;
+        assert_eq!((reply.status, reply.json), (200, json!({ "n": 1, "got": "abc" })));
+        for n in 2..20 {
+            write(daemon, "hello.js", &format!("return {{ n: {n} }}"));
+            assert_eq!(post(daemon, "/hello", "").await.json, json!({ "n": n }));
+        }
+        write(daemon, "shop/[id].ts", "const id: string = req.params.id; return { id }");
+        assert_eq!(post(daemon, "/shop/a%20b", "").await.json, json!({ "id": "a b" }));
+        fs::remove_file(daemon.scratch().join("scripts/hello.js")).unwrap();
+        post(daemon, "/hello", "").await.refused(404, "SCRIPT_NOT_FOUND");
+    });
+}
+
+#[test]
+fn a_script_that_does_not_parse_tells_the_place_and_the_others_go_on() {
+    play_with(CONFIG, async |daemon| {
+        write(daemon, "good.js", "return 'good'");
+        write(daemon, "bad.js", "// a comment\nlet x = ;\n");
+        write(daemon, "throws.js", "throw new Error('for the log alone')");
+        let reply = post(daemon, "/bad", "").await;
+        reply.refused(500, "SCRIPT_SYNTAX");
+        assert!(reply.field().unwrap().starts_with("bad.js:2:"), "{}", reply.text);
+        let reply = post(daemon, "/throws", "").await;
+        reply.refused(500, "SCRIPT_FAILED");
+        assert!(!reply.text.contains("for the log alone"));
+        assert_eq!(post(daemon, "/good", "").await.text, "good");
+        let log = daemon.client.get("/exec/logs/throws.js").await.data(200);
+        assert!(log.to_string().contains("for the log alone"), "{log}");
+    });
+}
+
+#[test]
+fn what_the_comments_say_holds() {
+    play_with(CONFIG, async |daemon| {
+        write(
+            daemon,
+            "a.js",
+            "// @cors https://shop.example\n// @token\nreturn { authorization: req.headers.authorization ?? null }",
+        );
+        post(daemon, "/a", "").await.refused(401, "MISSING_TOKEN");
+        let reply =
+            answer(daemon.client.request(Method::GET, "/exec/a").header("origin", "https://shop.example")).await;
+        assert_eq!(reply.headers["access-control-allow-origin"], "https://shop.example");
+        assert_eq!((reply.status, reply.json), (200, json!({ "authorization": null })));
+        write(daemon, "slow.js", "// @timeout 200ms\nawait new Promise((done) => setTimeout(done, 5000))");
+        post(daemon, "/slow", "").await.refused(504, "SCRIPT_TIMEOUT");
+        write(daemon, "secret.js", "return secrets.KEY");
+        daemon.client.put("/exec/secrets/KEY", json!({ "value": "s3cret" })).await.data(200);
+        assert_eq!(post(daemon, "/secret", "").await.text, "s3cret");
+        // At their own host, by the proxy.
+        let url = "http://exec.node1.localhost:8080/secret";
+        assert_eq!(answer(daemon.client.open(Method::GET, url)).await.text, "s3cret");
+    });
+}
+
+#[test]
+fn a_delivery_is_handled_once_also_by_the_next_daemon() {
+    play_with(CONFIG, async |daemon| {
+        write(
+            daemon,
+            "hook.js",
+            "// @idempotency body.id\nconst { id } = JSON.parse(req.rawBody.toString());\n\
+             const project = (await tenantry.projects.list({})).length;\n\
+             await new Promise((done) => setTimeout(done, 100));\nconsole.log('ran', id);\nres.status(201).json({ id, project })",
+        );
+        let both = tokio::join!(post(daemon, "/hook", r#"{"id":"evt_1"}"#), post(daemon, "/hook", r#"{"id":"evt_1"}"#));
+        assert_eq!((both.0.status, &both.0.json), (201, &both.1.json), "{} {}", both.0.text, both.1.text);
+        let replayed = |reply: &Reply| reply.headers.contains_key("idempotent-replayed");
+        assert!(replayed(&both.0) != replayed(&both.1));
+        daemon.kill9();
+        daemon.restart().await;
+        let again = post(daemon, "/hook", r#"{"id":"evt_1"}"#).await;
+        assert!(replayed(&again) && again.json == both.0.json, "{}", again.text);
+        assert!(!replayed(&post(daemon, "/hook", r#"{"id":"evt_2"}"#).await));
+        let log = daemon.client.get("/exec/logs/hook.js").await.data(200).to_string();
+        assert_eq!((log.matches("ran evt_1").count(), log.matches("ran evt_2").count()), (1, 1), "{log}");
+        assert!(daemon.stop().success());
+        daemon.restart().await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    });
+}
+
+#[test]
+fn a_script_is_written_by_the_api_if_it_can_be() {
+    play_with(CONFIG, async |daemon| {
+        let put = async |text: &str| {
+            answer(daemon.client.request(Method::PUT, "/exec/scripts/shop/a.js").body(text.to_owned())).await
+        };
+        put("return 1 +").await.refused(422, "SCRIPT_SYNTAX");
+        put("// @timeout never\nreturn 1").await.refused(422, "SCRIPT_COMMENT");
+        assert_eq!(put("return 'written'").await.data(201)["route"], "/shop/a");
+        assert_eq!(post(daemon, "/shop/a", "").await.text, "written");
+        daemon.client.delete("/exec/scripts/shop/a.js").await.data(200);
+        post(daemon, "/shop/a", "").await.refused(404, "SCRIPT_NOT_FOUND");
+    });
+}
