@@ -77,14 +77,20 @@ fn api_routes(api: &Api) -> Vec<(&'static str, MethodRouter<Api>)> {
         ("/leaks", get(leaks::list)),
         ("/images", post(images::import).get(images::list)),
         ("/images/{id}", delete(images::remove)),
+        ("/auth/tokens", once(post(tokens::create)).get(tokens::list)),
+        ("/auth/tokens/{id}", delete(tokens::remove)),
+        ("/auth/tokens/{id}/rotate", once(post(tokens::rotate))),
+    ]
+}
+
+/// The same, for those who manage scripts.
+fn managing_routes() -> Vec<(&'static str, MethodRouter<Api>)> {
+    vec![
         ("/exec/scripts", get(scripts::list)),
         ("/exec/scripts/{*file}", get(scripts::show).put(scripts::write).delete(scripts::remove)),
         ("/exec/logs/{*file}", get(scripts::log)),
         ("/exec/secrets", get(script_secrets::list)),
         ("/exec/secrets/{name}", put(script_secrets::set).delete(script_secrets::remove)),
-        ("/auth/tokens", once(post(tokens::create)).get(tokens::list)),
-        ("/auth/tokens/{id}", delete(tokens::remove)),
-        ("/auth/tokens/{id}/rotate", once(post(tokens::rotate))),
     ]
 }
 
@@ -115,7 +121,7 @@ pub(super) fn build(api: Api) -> Router {
     for (path, route) in script_routes() {
         router = router.route(&format!("{BASE}{path}"), route);
     }
-    for (path, route) in api_routes(&api) {
+    for (path, route) in api_routes(&api).into_iter().chain(managing_routes()) {
         let route = route.route_layer(from_fn_with_state(api.clone(), auth::require_token));
         if let Some(bare) = path.strip_suffix('/') {
             router = router.route(&format!("{BASE}{bare}"), route.clone());

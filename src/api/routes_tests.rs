@@ -42,7 +42,8 @@ fn filled(path: &str) -> String {
 #[tokio::test]
 async fn every_route_is_in_the_document_and_every_documented_one_is_there() {
     let (_lab, api) = api().await;
-    let paths = api_routes(&api).iter().map(|(path, _)| format!("{BASE}{path}")).collect::<Vec<_>>();
+    let paths =
+        api_routes(&api).iter().chain(&managing_routes()).map(|(path, _)| format!("{BASE}{path}")).collect::<Vec<_>>();
     let mut found = BTreeSet::new();
     for path in &paths {
         for method in METHODS {

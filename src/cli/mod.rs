@@ -122,9 +122,6 @@ enum Command {
     /// API tokens
     #[command(subcommand)]
     Token(token::Command),
-    /// Scripts: files that are HTTP endpoints
-    #[command(subcommand)]
-    Exec(exec::Command),
     /// Receipts: what is left of a deleted container
     #[command(subcommand)]
     Receipt(receipt::Command),
@@ -193,13 +190,13 @@ async fn dispatch(cli: Cli, env: &Environment) -> anyhow::Result<ExitCode> {
         Command::Access(command) => access::run(command, &connect()?).await,
         Command::Network(command) => network::run(command, &connect()?).await,
         Command::Token(command) => token::run(command, &connect()?).await,
-        Command::Exec(command) => exec::run(command, &connect()?).await,
         Command::Receipt(command) => receipt::run(command, &connect()?).await,
         Command::Exec(command) => {
             // No local configuration is looked for: a script that is tried reaches what was named, and nothing else.
             let given = |flag: Option<String>, name: &str| flag.or_else(|| env.get(name).cloned());
-            let reach = exec::Reach { url: given(url, "TENANTRY_URL"), token: given(token, "TENANTRY_TOKEN") };
-            exec::run(command, reach).await
+            let reach =
+                exec::Reach { url: given(url.clone(), "TENANTRY_URL"), token: given(token.clone(), "TENANTRY_TOKEN") };
+            exec::run(command, reach, connect).await
         }
         Command::Events(args) => event::run(args, &connect()?).await,
     }

@@ -47,6 +47,8 @@ use crate::sys::nft::{NftFirewall, PolicyFolderError, load_policies};
 use crate::sys::runtime::{HelperRuntime, RuntimeError, become_subreaper};
 use crate::sys::worker::WorkerError;
 
+use scripts::Hosting;
+
 /// How long verbs at work may take at the end, in seconds: less than systemd's 90 s before it kills.
 const CLOSE_S_MAX: u64 = 30;
 /// How old the note of a token's last use may be after a crash, in seconds.
@@ -287,23 +289,16 @@ impl Daemon {
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), DaemonError> {
         let Self { service, pool, api, scripts: socket, proxy: listener, tls, gateway, config, .. } = self;
         let runs = Runs::default();
-        let (scripts, workers) = match config.exec.enabled {
-            true => {
-                let workers = scripts::workers(&config).await?;
-                let engine = Arc::new(workers.clone());
-                (Some(scripts::open(&config, &service, runs.clone(), engine).await?), Some(workers))
-            }
-            false => (None, None),
-        };
-        let host = match scripts.as_ref().filter(|_| config.exec.host) {
-            Some(_) => Some(scripts::host().await?),
-            None => None,
+        let scripts = match config.exec.enabled {
+            true => Some(Hosting::open(&config, &service, runs.clone()).await?),
+            false => None,
         };
         let routes = routes::Table::new(service.clone(), Handle::current(), &config.proxy);
-        let routes = Arc::new(match &host {
-            Some((_, address)) => routes.with_scripts(*address),
+        let routes = match scripts.as_ref().and_then(Hosting::address) {
+            Some(address) => routes.with_scripts(address),
             None => routes,
-        });
+        };
+        let routes = Arc::new(routes);
         let trusted_proxies = TrustedProxies::new(&config.proxy.trusted_proxies);
         let access_log = config.proxy.access_log;
         // A thread a core, as every server of many connections has.
@@ -338,7 +333,7 @@ impl Daemon {
         beside.spawn(keep_uses_now_and_then(service.clone(), shutdown.clone()));
         beside.spawn(sweep_groups(pool.pool.clone(), shutdown.clone()));
         if let Some(scripts) = &scripts {
-            beside.spawn(schedule::serve(scripts.clone(), shutdown.clone()));
+            beside.spawn(schedule::serve(scripts.scripts.clone(), shutdown.clone()));
         }
         beside.close();
         tracing::info!(api = %config.api.listen, proxy = %config.proxy.listen, "serving");
@@ -346,36 +341,54 @@ impl Daemon {
         let names = Arc::new(Lookup::new(config.dns.upstreams.clone(), dialer));
         let monitoring = Monitoring { open: config.api.metrics_open, sources: vec![proxy] };
         let surface = Api::new(service.clone(), names, monitoring, shutdown.clone());
-        let surface = match scripts {
-            Some(scripts) => surface.with_scripts(scripts),
+        let surface = match &scripts {
+            Some(hosting) => surface.with_scripts(hosting.scripts.clone()),
             None => surface,
         };
-        let serving_scripts = serve(socket, surface.router_for_scripts(runs), shutdown.clone());
-        let at_host = async {
-            if let Some((listener, _)) = host {
-                serve(listener, surface.router_for_host(), shutdown.clone()).await;
-            }
-        };
-        tokio::join!(serve(api, surface.router(), shutdown.clone()), serving_scripts, at_host);
+        serve_api(api, socket, &surface, runs, scripts, shutdown).await;
         remove_socket(&config.scripts_socket());
         service.close(Duration::from_secs(CLOSE_S_MAX)).await;
         beside.wait().await;
-        if let Some(workers) = workers {
-            workers.close().await;
-        }
         keep_uses(&service).await;
-        let left = service.leave_host().await;
-        drop(service);
-        match left {
-            Ok(true) => {
-                if let Err(error) = pool.close().await {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "the pool stays mounted");
-                }
-            }
-            Ok(false) => tracing::info!("containers run on; the pool stays mounted"),
-            Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "the host is not left clean"),
-        }
+        leave_host(service, pool).await;
         Ok(())
+    }
+}
+
+/// Leaves the machine as it was, but for containers that run on.
+async fn leave_host(service: Service, pool: OpenedPool) {
+    let left = service.leave_host().await;
+    drop(service);
+    match left {
+        Ok(true) => {
+            if let Err(error) = pool.close().await {
+                tracing::warn!(error = &error as &dyn std::error::Error, "the pool stays mounted");
+            }
+        }
+        Ok(false) => tracing::info!("containers run on; the pool stays mounted"),
+        Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "the host is not left clean"),
+    }
+}
+
+/// Answers whoever has a token, scripts, and who comes to scripts' own host; then ends the workers, whose scripts nobody asks any more.
+async fn serve_api(
+    api: TcpListener,
+    socket: UnixListener,
+    surface: &Api,
+    runs: Runs,
+    scripts: Option<Hosting>,
+    shutdown: CancellationToken,
+) {
+    let (host, workers) = scripts.map_or((None, None), |hosting| (hosting.host, Some(hosting.workers)));
+    let at_host = async {
+        if let Some((listener, _)) = host {
+            serve(listener, surface.router_for_host(), shutdown.clone()).await;
+        }
+    };
+    let to_scripts = serve(socket, surface.router_for_scripts(runs), shutdown.clone());
+    tokio::join!(serve(api, surface.router(), shutdown.clone()), to_scripts, at_host);
+    if let Some(workers) = workers {
+        workers.close().await;
     }
 }
 

@@ -21,6 +21,35 @@ use crate::sys::worker::Api;
 /// How long a run waits for a worker, in milliseconds.
 const WORKER_WAIT_MS_MAX: u64 = 10_000;
 
+/// Scripts that answer: their workers, and the host of their own where they have one.
+#[derive(Debug)]
+pub struct Hosting {
+    /// What stands in front of the workers.
+    pub scripts: Scripts,
+    /// The processes that evaluate them.
+    pub workers: Pool,
+    /// Where the proxy leads what comes to their own host.
+    pub host: Option<(TcpListener, SocketAddr)>,
+}
+
+impl Hosting {
+    /// Starts the workers and reads what was kept.
+    ///
+    /// # Errors
+    /// What cannot work.
+    pub async fn open(config: &Config, service: &Service, runs: Runs) -> Result<Self, DaemonError> {
+        let host = if config.exec.host { Some(host()?) } else { None };
+        let workers = workers(config).await?;
+        let scripts = open(config, service, runs, Arc::new(workers.clone())).await?;
+        Ok(Self { scripts, workers, host })
+    }
+
+    /// Where their own host is led to.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.host.as_ref().map(|(_, address)| *address)
+    }
+}
+
 /// What one run may use where its script says nothing.
 fn bounds(config: &crate::config::Exec) -> Bounds {
     Bounds {
@@ -36,7 +65,7 @@ fn bounds(config: &crate::config::Exec) -> Bounds {
 ///
 /// # Errors
 /// The first of them does not come up.
-pub async fn workers(config: &Config) -> Result<Pool, DaemonError> {
+async fn workers(config: &Config) -> Result<Pool, DaemonError> {
     // One that is there is the operator's, with the mode it has.
     if !config.scripts_dir.exists() {
         make_folder(&config.scripts_dir, SCRIPTS_MODE)?;
@@ -45,7 +74,7 @@ pub async fn workers(config: &Config) -> Result<Pool, DaemonError> {
         program: PathBuf::from("/proc/self/exe"),
         scripts_dir: config.scripts_dir.clone(),
         api: Api::Socket(config.scripts_socket()),
-        confine: Confine::Full { instance: config.instance.clone(), first_id: config.users.uid_base },
+        confine: Confine::Full { instance: Some(config.instance.clone()), first_id: config.users.uid_base },
         warm: config.exec.warm,
         workers_max: config.exec.workers,
         memory_max: config.exec.memory,
@@ -58,12 +87,7 @@ pub async fn workers(config: &Config) -> Result<Pool, DaemonError> {
 ///
 /// # Errors
 /// Their folders cannot be made, or what was kept of them cannot be read.
-pub async fn open(
-    config: &Config,
-    service: &Service,
-    runs: Runs,
-    engine: Arc<dyn Engine>,
-) -> Result<Scripts, DaemonError> {
+async fn open(config: &Config, service: &Service, runs: Runs, engine: Arc<dyn Engine>) -> Result<Scripts, DaemonError> {
     let logs = config.data_dir.join("exec-logs");
     make_folder(&logs, PRIVATE_MODE)?;
     let places = ScriptsConfig {
@@ -80,9 +104,9 @@ pub async fn open(
 ///
 /// # Errors
 /// There is none.
-pub async fn host() -> Result<(TcpListener, SocketAddr), DaemonError> {
+fn host() -> Result<(TcpListener, SocketAddr), DaemonError> {
     let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let listener = listen("scripts' own host", any).await?;
+    let listener = listen("scripts' own host", any)?;
     let address = listener.local_addr().map_err(|source| DaemonError::System("cannot tell a socket's port", source))?;
     Ok((listener, address))
 }

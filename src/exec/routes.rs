@@ -85,7 +85,7 @@ pub fn script_file(text: &str) -> Result<ScriptFile, FileNameError> {
             && !part.starts_with('.')
             && !part.chars().any(|c| c.is_control() || c == '\\')
     };
-    let fits = parts.len() <= DEPTH_MAX && text.len() <= PATH_BYTES_MAX && parts.iter().all(|part| sound(part));
+    let fits = parts.len() <= DEPTH_MAX && text.len() <= PATH_BYTES_MAX && parts.iter().all(sound);
     let last = parts.last().copied().unwrap_or_default();
     let named = WRITTEN_ENDINGS.iter().any(|ending| last.len() > ending.len() && last.ends_with(ending));
     if fits && named { Ok(ScriptFile(text.to_owned())) } else { Err(FileNameError) }
