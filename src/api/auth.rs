@@ -106,11 +106,14 @@ pub async fn require_token(
     let note = audit::begin(&api.service, &caller, route, target, &request);
     let response = match judged {
         Ok(()) => {
-            request.extensions_mut().insert(caller);
+            request.extensions_mut().insert(caller.clone());
             next.run(request).await
         }
         Err(denied) => ApiError::from(denied).into_response(),
     };
+    if let Some(made) = response.extensions().get::<audit::Object>().and_then(|made| made.0.parse().ok()) {
+        caller.told_of(made);
+    }
     match note {
         Some(note) => note.end(response).await,
         None => response,
@@ -271,6 +274,13 @@ impl Caller {
         self.token.project.is_none_or(|bound| bound == project)
     }
 
+    /// A script's run was told of a container: its own answer may tell of it, too.
+    pub fn told_of(&self, container: ContainerId) {
+        if let Some(run) = self.run() {
+            run.told_of.add(container);
+        }
+    }
+
     /// A project that this token may know of.
     ///
     /// # Errors
@@ -288,7 +298,11 @@ impl Caller {
     /// 404.
     pub fn container(&self, service: &Service, id: ContainerId) -> Result<Arc<Container>, ApiError> {
         let container = service.container(id)?;
-        if self.sees(container.project) { Ok(container) } else { Err(ApiError::not_found(What::Container, id)) }
+        if !self.sees(container.project) {
+            return Err(ApiError::not_found(What::Container, id));
+        }
+        self.told_of(id);
+        Ok(container)
     }
 
     /// A container that this token may change, for a request that does not name it in its path.

@@ -256,6 +256,7 @@ fn listed(api: &Api, caller: &Caller, query: &ListQuery, project: Option<Project
         }
         view
     };
+    containers.iter().for_each(|container| caller.told_of(container.id));
     let containers = containers.iter().map(show).collect();
     let list = ContainerList { containers, pagination, warnings: query.warnings.clone() };
     Answer::ok("Containers retrieved successfully", list)

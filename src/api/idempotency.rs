@@ -37,6 +37,7 @@ use super::extract::read_body;
 use super::{Api, containers};
 use crate::domain::container::MadeUnder;
 use crate::domain::{Container, ContainerId};
+use crate::exec::deliveries;
 use crate::lifecycle::Service;
 use crate::store::{Batch, Durability, Records, StoreError};
 
@@ -299,11 +300,13 @@ async fn write(records: &Records, key: &str, kept: &Kept) -> Result<(), StoreErr
     records.commit(batch, Durability::Flushed).await
 }
 
-/// Erases the kept answers that hold a container's data. Their keys stay, so that a late webhook makes no new tenant.
+/// Erases the kept answers that hold a container's data, those of scripts' deliveries too. Their keys stay, so that a late webhook makes no new
+/// tenant.
 ///
 /// # Errors
 /// The store's.
 pub async fn forget(records: &Records, container: ContainerId) -> Result<(), StoreError> {
+    deliveries::forget(records, container).await?;
     let index = records.all_at::<String>(&format!("{BY_CONTAINER}{container}/")).await?;
     if index.is_empty() {
         return Ok(());

@@ -122,6 +122,10 @@ impl RunKey for runs::RunKey {
     fn secret(&self) -> crate::domain::Secret {
         Self::secret(self).clone()
     }
+
+    fn told_of(&self) -> runs::ToldOf {
+        Self::told_of(self).clone()
+    }
 }
 
 impl Keys for RunKeys {

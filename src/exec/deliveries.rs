@@ -9,6 +9,9 @@
 //! What is in flight is known in memory alone: a killed daemon leaves no mark behind, and the sender's next try runs again. A script
 //! that was cut off in between is run a second time; what it does must bear that (`tenantry.containers.ensure` does).
 //!
+//! An answer that tells of a container goes when that goes: an index by container lets DELETE take it along. Its key and its status stay, so that a
+//! late delivery makes no new tenant.
+//!
 //! A key is what the script says it is, before the script has checked anything: whoever knows a handled key gets its answer. Keys that
 //! nobody can guess, as payment providers make them, are the ones to use.
 
@@ -28,6 +31,7 @@ use tokio::time::Instant;
 
 use super::comments::KeySource;
 use super::run::{Asked, ScriptFile};
+use crate::domain::ContainerId;
 use crate::store::{Batch, Durability, Records, StoreError};
 
 /// How long an answer is kept, in seconds.
@@ -44,6 +48,8 @@ const PAGE: usize = 500;
 const ANSWERS: &str = "deliveries/";
 /// The same by when they end, so that a sweep reads what has ended and no more: `<seconds>/<digest>` to the key.
 const UNTIL: &str = "deliveries-until/";
+/// The same by the containers that they tell of: `<container>/<digest>` to the key.
+const BY_CONTAINER: &str = "deliveries-of/";
 
 /// An answer that was given.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,16 +58,28 @@ pub struct Kept {
     pub status: u16,
     /// Its headers.
     pub headers: Vec<(String, String)>,
-    /// In base64; `None`: it was longer than [`BODY_BYTES_MAX`].
+    /// In base64; `None`: it was longer than [`BODY_BYTES_MAX`], or erased with a container that it told of.
     body: Option<String>,
+    /// What it may tell of.
+    #[serde(default)]
+    containers: Vec<ContainerId>,
     until: Timestamp,
 }
 
 impl Kept {
-    /// An answer from now on.
-    pub fn new(status: u16, headers: Vec<(String, String)>, body: &[u8]) -> Self {
+    /// An answer from now on, which tells of these containers; of more than are known by name its status alone is kept.
+    pub fn new(status: u16, headers: Vec<(String, String)>, body: &[u8], about: Option<Vec<ContainerId>>) -> Self {
+        let until = Timestamp::now() + SignedDuration::from_secs(KEPT_S);
         let body = (body.len() <= BODY_BYTES_MAX).then(|| STANDARD.encode(body));
-        Self { status, headers, body, until: Timestamp::now() + SignedDuration::from_secs(KEPT_S) }
+        match about {
+            Some(containers) => Self { status, headers, body, containers, until },
+            None => Self { status, headers, body, containers: Vec::new(), until }.erased(),
+        }
+    }
+
+    /// What is left of it when what it told of is gone.
+    fn erased(self) -> Self {
+        Self { headers: Vec::new(), body: None, ..self }
     }
 
     /// Its body; empty where it was too long to be kept.
@@ -192,7 +210,10 @@ impl Deliveries {
     /// The store's.
     pub async fn keep(&self, mark: Mark, kept: &Kept) -> Result<(), StoreError> {
         let until = until_key(kept, &mark.key);
-        let batch = Batch::default().put_at(mark.key.clone(), kept)?.put_at(until, &mark.key)?;
+        let mut batch = Batch::default().put_at(mark.key.clone(), kept)?.put_at(until, &mark.key)?;
+        for container in &kept.containers {
+            batch = batch.put_at(container_key(*container, &mark.key), &mark.key)?;
+        }
         self.records.commit(batch, Durability::Flushed).await?;
         self.count.fetch_add(1, Ordering::Relaxed);
         Ok(())
@@ -216,7 +237,8 @@ impl Deliveries {
                 }
                 // The same key may have been handled anew since.
                 let kept = self.records.get_at::<Kept>(&key).await?;
-                if kept.is_some_and(|kept| kept.until <= now) {
+                if let Some(kept) = kept.filter(|kept| kept.until <= now) {
+                    batch = kept.containers.iter().fold(batch, |batch, id| batch.remove_at(container_key(*id, &key)));
                     batch = batch.remove_at(key);
                 }
                 batch = batch.remove_at(index);
@@ -228,6 +250,29 @@ impl Deliveries {
         self.count.store(left, Ordering::Relaxed);
         Ok(())
     }
+}
+
+/// Erases the answers that tell of a container.
+///
+/// # Errors
+/// The store's.
+pub async fn forget(records: &Records, container: ContainerId) -> Result<(), StoreError> {
+    let index = records.all_at::<String>(&format!("{BY_CONTAINER}{container}/")).await?;
+    if index.is_empty() {
+        return Ok(());
+    }
+    let mut batch = Batch::default();
+    for (index, key) in index {
+        if let Some(kept) = records.get_at::<Kept>(&key).await? {
+            batch = batch.put_at(key, &kept.erased())?;
+        }
+        batch = batch.remove_at(index);
+    }
+    records.commit(batch, Durability::Flushed).await
+}
+
+fn container_key(container: ContainerId, key: &str) -> String {
+    format!("{BY_CONTAINER}{container}/{}", hex::encode(Sha256::digest(key.as_bytes())))
 }
 
 /// Rounded up, so that no index ends before what it is of.
@@ -278,7 +323,10 @@ mod tests {
         {
             let deliveries = Deliveries::open(records(folder.path()).await).await.unwrap();
             let Claim::First(mark) = claim(&deliveries, "evt_1").await else { panic!("it is the first") };
-            deliveries.keep(mark, &Kept::new(201, vec![("a".into(), "b".into())], b"hello")).await.unwrap();
+            deliveries
+                .keep(mark, &Kept::new(201, vec![("a".into(), "b".into())], b"hello", Some(vec![])))
+                .await
+                .unwrap();
         }
         let deliveries = Deliveries::open(records(folder.path()).await).await.unwrap();
         let Claim::Again(kept) = claim(&deliveries, "evt_1").await else { panic!("it was handled") };
@@ -305,7 +353,7 @@ mod tests {
             let deliveries = Arc::clone(&deliveries);
             async move { claim(&deliveries, "k").await }
         });
-        deliveries.keep(mark, &Kept::new(200, vec![], b"x")).await.unwrap();
+        deliveries.keep(mark, &Kept::new(200, vec![], b"x", Some(vec![]))).await.unwrap();
         assert!(matches!(waiting.await.unwrap(), Claim::Again(_)));
         assert!(deliveries.in_flight.lock().unwrap().is_empty());
     }
@@ -317,7 +365,7 @@ mod tests {
         let deliveries = Deliveries::open(records.clone()).await.unwrap();
         for key in ["a", "b"] {
             let Claim::First(mark) = claim(&deliveries, key).await else { panic!("it is the first") };
-            let mut kept = Kept::new(200, vec![], &vec![0; BODY_BYTES_MAX + 1]);
+            let mut kept = Kept::new(200, vec![], &vec![0; BODY_BYTES_MAX + 1], Some(vec![ContainerId::NIL]));
             assert!(kept.body().is_empty());
             if key == "a" {
                 kept.until = Timestamp::now() - SignedDuration::from_secs(10);
@@ -327,7 +375,26 @@ mod tests {
         deliveries.sweep(Timestamp::now()).await.unwrap();
         assert_eq!(records.all_at::<Kept>(ANSWERS).await.unwrap().len(), 1);
         assert_eq!(records.all_at::<String>(UNTIL).await.unwrap().len(), 1);
+        assert_eq!(records.all_at::<String>(BY_CONTAINER).await.unwrap().len(), 1);
         assert_eq!(deliveries.count.load(Ordering::Relaxed), 1);
         assert!(matches!(claim(&deliveries, "a").await, Claim::First(_)));
+    }
+
+    #[tokio::test]
+    async fn an_answer_goes_with_the_container_that_it_tells_of_and_its_key_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let records = records(folder.path()).await;
+        let deliveries = Deliveries::open(records.clone()).await.unwrap();
+        let (one, other) = (ContainerId::generate(), ContainerId::generate());
+        for (key, about) in [("a", Some(vec![one])), ("b", Some(vec![other])), ("c", None)] {
+            let Claim::First(mark) = claim(&deliveries, key).await else { panic!("it is the first") };
+            deliveries.keep(mark, &Kept::new(201, vec![("x".into(), "y".into())], b"url", about)).await.unwrap();
+        }
+        forget(&records, one).await.unwrap();
+        for (key, left) in [("a", b"".as_slice()), ("b", b"url"), ("c", b"")] {
+            let Claim::Again(kept) = claim(&deliveries, key).await else { panic!("it was handled") };
+            assert_eq!((kept.status, kept.body().as_slice(), kept.headers.is_empty()), (201, left, left.is_empty()));
+        }
+        assert_eq!(records.all_at::<String>(BY_CONTAINER).await.unwrap().len(), 1);
     }
 }

@@ -3,12 +3,16 @@
 use std::fmt;
 
 use super::run::ScriptFile;
+use super::runs::ToldOf;
 use crate::domain::{ProjectId, Secret};
 
 /// A run's key; dropping it revokes it.
 pub trait RunKey: Send + Sync + fmt::Debug {
     /// What the run presents.
     fn secret(&self) -> Secret;
+
+    /// What the run is told of.
+    fn told_of(&self) -> ToldOf;
 }
 
 /// Why a run gets no key.

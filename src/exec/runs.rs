@@ -8,22 +8,53 @@
 //! A key is no token: it is in no record and no list, is known only to the socket that workers are given, and dies with its run
 //! or with the daemon. What it may do is what any provisioner may; all scripts are one of them ([`TokenId::SCRIPTS`]).
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 
 use crate::domain::token::{Permissions, TokenHash};
-use crate::domain::{ProjectId, Secret, Token, TokenId};
+use crate::domain::{ContainerId, ProjectId, Secret, Token, TokenId};
 
 /// Runs that hold a key at once, at most.
 pub const RUNS_MAX: usize = 4_096;
+
+/// Containers that one run was told of and that are remembered, at most.
+const TOLD_OF_MAX: usize = 256;
 
 /// As many runs hold a key as may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{RUNS_MAX} runs of scripts hold a key, as many as may")]
 pub struct TooManyRuns;
+
+/// The containers that the API told a run of, and so those that its answer may tell of. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct ToldOf(Arc<Mutex<Set>>);
+
+#[derive(Debug, Default)]
+struct Set {
+    ids: BTreeSet<ContainerId>,
+    overflowed: bool,
+}
+
+impl ToldOf {
+    /// One more.
+    pub fn add(&self, id: ContainerId) {
+        let mut set = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if set.ids.len() < TOLD_OF_MAX {
+            set.ids.insert(id);
+        } else {
+            set.overflowed |= !set.ids.contains(&id);
+        }
+    }
+
+    /// All of them; `None` where there were more than are remembered.
+    pub fn ids(&self) -> Option<Vec<ContainerId>> {
+        let set = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        (!set.overflowed).then(|| set.ids.iter().copied().collect())
+    }
+}
 
 /// A run that holds a key, or did.
 #[derive(Debug)]
@@ -34,6 +65,8 @@ pub struct Holder {
     pub run: String,
     /// The only project it may know of; `None`: all.
     pub scope: Option<ProjectId>,
+    /// What it was told of.
+    pub told_of: ToldOf,
     over: AtomicBool,
 }
 
@@ -69,6 +102,7 @@ pub struct Runs(Arc<Mutex<HashMap<TokenHash, Arc<Holder>>>>);
 #[derive(Debug)]
 pub struct RunKey {
     secret: Secret,
+    told_of: ToldOf,
     runs: Runs,
 }
 
@@ -76,6 +110,11 @@ impl RunKey {
     /// What the run presents.
     pub const fn secret(&self) -> &Secret {
         &self.secret
+    }
+
+    /// What the run has been told of so far, and will be.
+    pub const fn told_of(&self) -> &ToldOf {
+        &self.told_of
     }
 }
 
@@ -98,14 +137,16 @@ impl Runs {
     /// As many are open as may be.
     pub fn open(&self, script: &str, run: &str, scope: Option<ProjectId>) -> Result<RunKey, TooManyRuns> {
         let secret = Secret::new(format!("run_{}", hex::encode(rand::random::<[u8; 32]>())));
-        let holder = Holder { script: script.to_owned(), run: run.to_owned(), scope, over: AtomicBool::new(false) };
+        let told_of = ToldOf::default();
+        let over = AtomicBool::new(false);
+        let holder = Holder { script: script.to_owned(), run: run.to_owned(), scope, told_of: told_of.clone(), over };
         let mut runs = self.lock();
         if runs.len() >= RUNS_MAX {
             return Err(TooManyRuns);
         }
         runs.insert(TokenHash::of(secret.reveal()), Arc::new(holder));
         drop(runs);
-        Ok(RunKey { secret, runs: self.clone() })
+        Ok(RunKey { secret, told_of, runs: self.clone() })
     }
 
     /// Whose key hashes so.
@@ -128,6 +169,18 @@ mod tests {
         assert!(!holder.is_over() && runs.holder(&TokenHash(String::new())).is_none());
         drop(key);
         assert!(holder.is_over() && runs.holder(&hash).is_none());
+    }
+
+    #[test]
+    fn what_a_run_was_told_of_is_known_after_it_or_said_to_be_too_much() {
+        let key = Runs::default().open("a.js", "r", None).unwrap();
+        let told_of = key.told_of().clone();
+        drop(key);
+        let ids: BTreeSet<_> = (0..TOLD_OF_MAX).map(|_| ContainerId::generate()).collect();
+        ids.iter().chain(&ids).for_each(|id| told_of.add(*id));
+        assert_eq!(told_of.ids(), Some(ids.into_iter().collect()));
+        told_of.add(ContainerId::generate());
+        assert_eq!(told_of.ids(), None);
     }
 
     #[test]

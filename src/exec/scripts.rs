@@ -25,6 +25,7 @@ use super::keys::{Keys, RunKey};
 use super::log::RunLog;
 use super::routes::Routes;
 use super::run::{Answer, Asked, Bounds, ConsoleLine, Engine, Run, RunError, ScriptFile};
+use super::runs::ToldOf;
 use super::secrets::{Secrets, SecretsError};
 use crate::domain::ProjectId;
 use crate::store::{Records, StoreError};
@@ -75,6 +76,8 @@ pub struct Reply {
     pub body: ReplyBody,
     /// Whether it is the answer of an earlier delivery.
     pub replayed: bool,
+    /// The containers that it may tell of.
+    told_of: ToldOf,
 }
 
 /// An answer's body.
@@ -249,7 +252,13 @@ impl Scripts {
             Claim::Again(kept) => {
                 self.0.log.add(file, "-", "run", &format!("{} {}: handled before", asked.method, path_of(&asked.url)));
                 let body = ReplyBody::Whole(kept.body());
-                Ok(Reply { status: kept.status, headers: kept.headers, body, replayed: true })
+                Ok(Reply {
+                    status: kept.status,
+                    headers: kept.headers,
+                    body,
+                    replayed: true,
+                    told_of: ToldOf::default(),
+                })
             }
             Claim::First(mark) => {
                 let this = self.clone();
@@ -273,7 +282,7 @@ impl Scripts {
             }
         }
         if (200..300).contains(&reply.status) {
-            let kept = Kept::new(reply.status, reply.headers.clone(), &body);
+            let kept = Kept::new(reply.status, reply.headers.clone(), &body, reply.told_of.ids());
             self.0.deliveries.keep(mark, &kept).await.map_err(Fault::Keep)?;
         }
         Ok(Reply { body: ReplyBody::Whole(body), ..reply })
@@ -309,8 +318,9 @@ impl Scripts {
         match head.await {
             Ok(Answer { status, headers, body }) => {
                 let headers = headers::outgoing(headers);
+                let told_of = under._key.as_ref().map(|key| key.told_of()).unwrap_or_default();
                 let body = ReplyBody::Stream(pass_on(body, status, under));
-                Ok(Reply { status, headers, body, replayed: false })
+                Ok(Reply { status, headers, body, replayed: false, told_of })
             }
             Err(fault) => {
                 under.tell(&told(&fault));

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 
 use super::keys::{KeyError, Keys, RunKey};
 use super::run::{Answer, Asked, Bounds, ConsoleLine, Engine, Place, Run, RunError, ScriptFile};
+use super::runs::ToldOf;
 use super::scripts::{Scripts, ScriptsConfig};
 use crate::domain::{Bytes, ProjectId, Secret};
 use crate::store::Records;
@@ -160,6 +161,10 @@ struct FakeKey(String);
 impl RunKey for FakeKey {
     fn secret(&self) -> Secret {
         Secret::new(self.0.clone())
+    }
+
+    fn told_of(&self) -> ToldOf {
+        ToldOf::default()
     }
 }
 
