@@ -22,7 +22,7 @@ pub const WATCH_BACKLOG_MAX: usize = 4_096;
 const LOCK_WAIT_MS_MAX: u64 = 3_000;
 const LOCK_LOOK_MS: u64 = 50;
 /// sled's page cache, in bytes; its default of 1 GiB is more than a tenant's whole database.
-const CACHE_BYTES_MAX: u64 = 32 << 20;
+const CACHE_BYTES_MAX: u64 = 4 << 20;
 
 /// A sled database.
 #[derive(Debug)]
