@@ -1,11 +1,14 @@
 //! What a provisioner may, and what scripts may, who are one.
 
+use std::collections::BTreeSet;
+
 use axum::http::Method;
 
 use super::*;
 use crate::api::auth::deed_of;
 use crate::api::openapi::document_for_tests;
 use crate::domain::may::Deed;
+use crate::exec::runs::RunKey;
 
 /// A desk with a provisioner's token and two containers: a template and one that it did not make.
 struct Shop {
@@ -201,4 +204,28 @@ async fn of_two_scopes_neither_is_answered_what_the_other_one_was() {
         assert_eq!(desk.call("POST", &copy, &headers, Some(&body)).await.status.as_u16(), status);
     }
     assert_eq!(desk.service.containers().len(), 3);
+}
+
+#[tokio::test]
+async fn it_is_known_which_containers_a_run_was_told_of() {
+    let shop = Shop::new().await;
+    let runs = Runs::default();
+    let mut desk = shop.desk;
+    desk.router = desk.api.router_for_scripts(runs.clone());
+    let known = |key: &RunKey| {
+        let ids = key.told_of().ids().unwrap();
+        ids.iter().map(ToString::to_string).collect::<BTreeSet<_>>()
+    };
+    let id_of = |container: &Value| container["id"].as_str().unwrap().to_owned();
+    let maker = runs.open("a.js", "r1", None).unwrap();
+    let as_maker = [("authorization", maker.secret().reveal())];
+    let copy = format!("{}/copy?wait=started", path_of(&shop.template));
+    let made = desk.call("POST", &copy, &as_maker, Some(&json!({ "start": false }))).await.data(201);
+    assert!(known(&maker).contains(&id_of(&made)));
+    let reader = runs.open("b.js", "r2", None).unwrap();
+    let as_reader = [("authorization", reader.secret().reveal())];
+    desk.call("GET", &path_of(&made), &as_reader, None).await.data(200);
+    assert_eq!(known(&reader), BTreeSet::from([id_of(&made)]));
+    desk.call("GET", "/containers/", &as_reader, None).await.data(200);
+    assert!(known(&reader).is_superset(&BTreeSet::from([id_of(&shop.template), id_of(&shop.foreign)])));
 }
