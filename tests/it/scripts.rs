@@ -126,3 +126,27 @@ fn a_script_is_written_by_the_api_if_it_can_be() {
         post(daemon, "/shop/a", "").await.refused(404, "SCRIPT_NOT_FOUND");
     });
 }
+
+#[test]
+fn what_was_changed_meanwhile_is_not_deleted() {
+    play_with(CONFIG, async |daemon| {
+        let project = daemon.client.create_project("shop").await;
+        daemon.client.create_template(&project, "app").await;
+        write(
+            daemon,
+            "a.js",
+            "const made = await tenantry.containers.ensure('app', { external_id: 'cus_1', start: false });\n\
+             const changed = await tenantry.containers.patch(made.id, { comment: 'x' }, { if_match: made.generation });\n\
+             const refused = [];\n\
+             for (const stale of [() => tenantry.containers.delete(made.id, { if_match: made.generation }),\n\
+                                  () => tenantry.containers.patch(made.id, { comment: 'y' }, { if_match: made.generation })]) {\n\
+               try { await stale(); refused.push(0) } catch (error) { refused.push(error.status) }\n\
+             }\n\
+             const there = await tenantry.containers.get(made.id);\n\
+             await tenantry.containers.delete(made.id, { if_match: changed.generation });\n\
+             return { refused, comment: there.comment, left: await tenantry.containers.get({ external_id: 'cus_1' }) }",
+        );
+        let reply = post(daemon, "/a", "").await;
+        assert_eq!(reply.json, json!({ "refused": [412, 412], "comment": "x", "left": null }), "{}", reply.text);
+    });
+}

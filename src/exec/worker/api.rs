@@ -69,7 +69,7 @@ impl Way {
         Some(Self { client: builder.build().ok()?, base: base + BASE })
     }
 
-    /// Calls; the answer is its status and text, whatever it says.
+    /// Calls, where it says so only if the object's generation is still this one; the answer is its status and text, whatever it says.
     ///
     /// # Errors
     /// There was none.
@@ -79,6 +79,7 @@ impl Way {
         method: &str,
         path: &str,
         body: Option<String>,
+        if_match: Option<&str>,
     ) -> Result<(u16, String), ApiError> {
         if !path.starts_with('/') {
             return Err(ApiError::Call(format!("`{path}` does not begin with /")));
@@ -89,6 +90,9 @@ impl Way {
         let mut request = self.client.request(method, format!("{}{path}", self.base)).bearer_auth(key.reveal());
         if let Some(body) = body {
             request = request.header(header::CONTENT_TYPE, "application/json").body(body);
+        }
+        if let Some(generation) = if_match {
+            request = request.header(header::IF_MATCH, generation);
         }
         let unreachable = |source| ApiError::Unreachable { path: path.to_owned(), source };
         let mut answer = request.send().await.map_err(unreachable)?;

@@ -164,8 +164,8 @@ fn waiting<'js>(host: &Object<'js>, state: &Rc<State>) -> Result<()> {
         }),
     )?;
     let own = Rc::clone(state);
-    let call = move |ctx: Ctx<'js>, method: String, path: String, body: Option<String>| {
-        request(ctx, Rc::clone(&own), method, path, body)
+    let call = move |ctx: Ctx<'js>, method: String, path: String, body: Option<String>, if_match: Option<String>| {
+        request(ctx, Rc::clone(&own), method, path, body, if_match)
     };
     host.set("request", Func::from(Async(call)))?;
     let own = Rc::clone(state);
@@ -209,11 +209,12 @@ async fn request<'js>(
     method: String,
     path: String,
     body: Option<String>,
+    if_match: Option<String>,
 ) -> Result<List<(u16, String)>> {
     let failed = |error: super::api::ApiError| Exception::throw_message(&ctx, &error.to_string());
     let way = state.way.as_ref().as_ref().ok_or_else(|| failed(super::api::ApiError::Nowhere))?;
     let key = state.key.as_ref().ok_or_else(|| failed(super::api::ApiError::NoKey))?;
-    way.call(key, &method, &path, body).await.map(List).map_err(failed)
+    way.call(key, &method, &path, body, if_match.as_deref()).await.map(List).map_err(failed)
 }
 
 async fn ask(ctx: Ctx<'_>, state: Rc<State>, question: String) -> Result<String> {

@@ -12,8 +12,11 @@
   const isId = (text) => typeof text === 'string' && /^[0-9a-f]{24}$/.test(text);
   const pageMax = 50;
 
-  async function request(method, path, body) {
-    const answer = await track(host.request(String(method).toUpperCase(), String(path), body === undefined ? null : JSON.stringify(body)));
+  // `if_match`: only where the object's generation is still this one; else it is refused with 412.
+  async function request(method, path, body, { if_match } = {}) {
+    const wanted = if_match === undefined || if_match === null ? null : String(if_match);
+    const sent = body === undefined ? null : JSON.stringify(body);
+    const answer = await track(host.request(String(method).toUpperCase(), String(path), sent, wanted));
     const [status, text] = answer;
     let parsed;
     try { parsed = text === '' ? {} : JSON.parse(text); } catch { parsed = { message: text.slice(0, 500) }; }
@@ -117,8 +120,12 @@
     TenantryError,
     containers: {
       copy, ensure, get,
-      async delete(which, { wait } = {}) { return request('DELETE', `/containers/${await idOf(which)}` + query({ wait })); },
-      async patch(which, body, options = {}) { return request('PATCH', `/containers/${await idOf(which)}` + query(options), body); },
+      async delete(which, { wait, if_match } = {}) {
+        return request('DELETE', `/containers/${await idOf(which)}` + query({ wait }), undefined, { if_match });
+      },
+      async patch(which, body, { if_match, ...options } = {}) {
+        return request('PATCH', `/containers/${await idOf(which)}` + query(options), body, { if_match });
+      },
       async list({ project, ...filter } = {}) {
         const path = await within(project);
         if (filter.page !== undefined) return (await request('GET', path + query(filter))).containers;
