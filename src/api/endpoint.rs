@@ -27,7 +27,7 @@ use crate::exec::Scripts;
 use crate::exec::comments::{Cors, Door};
 use crate::exec::headers::{preflight, with_cors};
 use crate::exec::run::Asked;
-use crate::exec::scripts::{Endpoint, Reply, ReplyBody};
+use crate::exec::scripts::{Endpoint, Reply, ReplyBody, SCHEDULE};
 
 /// Bytes of a request's body, at most.
 const BODY_BYTES_MAX: usize = 10 << 20;
@@ -115,6 +115,10 @@ type Refusal = (ApiError, Vec<(String, String)>);
 
 async fn answered(api: &Api, below: &str, request: Request) -> Result<Response, Refusal> {
     let bare = |error: ApiError| (error, Vec::new());
+    if request.method().as_str() == SCHEDULE {
+        let text = format!("the method {SCHEDULE} is the clock's: a script knows by it that nobody has asked");
+        return Err(bare(ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", text)));
+    }
     let hosted = api.hosted().map_err(bare)?;
     let scripts = hosted.scripts();
     let (parts, body) = request.into_parts();

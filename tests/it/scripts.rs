@@ -150,3 +150,14 @@ fn what_was_changed_meanwhile_is_not_deleted() {
         assert_eq!(reply.json, json!({ "refused": [412, 412], "comment": "x", "left": null }), "{}", reply.text);
     });
 }
+
+#[test]
+fn nobody_but_the_clock_is_the_clock() {
+    play_with(CONFIG, async |daemon| {
+        write(daemon, "a.js", "return req.method");
+        let clock = Method::from_bytes(b"SCHEDULE").unwrap();
+        answer(daemon.client.request(clock, "/exec/a")).await.refused(405, "METHOD_NOT_ALLOWED");
+        let own = Method::from_bytes(b"REPORT").unwrap();
+        assert_eq!(answer(daemon.client.request(own, "/exec/a")).await.text, "REPORT");
+    });
+}
