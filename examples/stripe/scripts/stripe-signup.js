@@ -8,11 +8,12 @@
 // Whichever is second sees the other. `stripe-sweep.js` removes marks after a week.
 
 const TEMPLATE = secrets.SIGNUP_TEMPLATE || 'shop-app'
+const SIGNED_BY = (secrets.STRIPE_WEBHOOK_SECRET || '').split(' ')
 const STRIPE = secrets.STRIPE_API_BASE || 'https://api.stripe.com'
 
 let event
 try {
-  event = stripe.verify(req.rawBody, req.headers['stripe-signature'], secrets.STRIPE_WEBHOOK_SECRET)
+  event = stripe.verify(req.rawBody, req.headers['stripe-signature'], SIGNED_BY)
 } catch (error) {
   return res.status(400).json({ error: error.message })
 }
