@@ -210,11 +210,16 @@ impl Client {
 
 /// Sends a request and reads its whole answer.
 pub async fn answer(request: reqwest::RequestBuilder) -> Reply {
-    let response = request.send().await.unwrap();
+    try_answer(request).await.unwrap()
+}
+
+/// As [`answer`], of a daemon that may be killed meanwhile.
+pub async fn try_answer(request: reqwest::RequestBuilder) -> reqwest::Result<Reply> {
+    let response = request.send().await?;
     let (status, headers) = (response.status().as_u16(), response.headers().clone());
-    let text = String::from_utf8_lossy(&response.bytes().await.unwrap()).into_owned();
+    let text = String::from_utf8_lossy(&response.bytes().await?).into_owned();
     let json = serde_json::from_str(&text).unwrap_or_default();
-    Reply { status, headers, text, json }
+    Ok(Reply { status, headers, text, json })
 }
 
 /// A rule without the ports behind which the daemon answers on the gateway: the kernel chooses them, and each daemon has others.

@@ -7,3 +7,4 @@ pub mod machine;
 pub mod name_server;
 pub mod net;
 pub mod proxies;
+pub mod stripe;
