@@ -98,7 +98,7 @@ async fn run(args: &Args) -> Result<()> {
             continue;
         }
         // Each has a daemon of its own: memory that a herd has freed would hide what sleepers take.
-        let bed = Bed::start(&args.daemon, args.log.as_deref()).await?;
+        let bed = Bed::start(&args.daemon, args.log.as_deref(), &[]).await?;
         let client = bed.client()?;
         let project = client.post("/projects/", json!({"alias": "bench"})).await?.expect(201)?.id()?;
         match part {

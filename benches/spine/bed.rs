@@ -66,16 +66,23 @@ pub struct Bed {
 }
 
 impl Bed {
-    pub async fn start(binary: &Path, log: Option<&Path>) -> Result<Self> {
+    /// With these scripts, each a name and a text; without any, none are run.
+    pub async fn start(binary: &Path, log: Option<&Path>, scripts: &[(&str, &str)]) -> Result<Self> {
         let work = tempfile::Builder::new().prefix("tenantry-bench.").tempdir()?.keep();
         fs::set_permissions(&work, PermissionsExt::from_mode(0o711))?;
         let instance = format!("b{}", hex::encode(rand::random::<[u8; 3]>()));
         let run_dir = Path::new("/run").join(&instance);
         mount_tmpfs(&run_dir)?;
         let config = work.join("tenantry.toml");
+        let scripts_dir = work.join("scripts");
+        fs::create_dir(&scripts_dir)?;
+        for (name, text) in scripts {
+            fs::write(scripts_dir.join(name), text)?;
+        }
         let text = format!(
-            "instance = {instance:?}\ndata_dir = {:?}\nrun_dir = {run_dir:?}\n[exec]\nenabled = false\n[pool]\nsize = \"4GiB\"\n[users]\nuid_base = {UID_BASE}\n",
-            work.join("data")
+            "instance = {instance:?}\ndata_dir = {:?}\nrun_dir = {run_dir:?}\nscripts_dir = {scripts_dir:?}\n[exec]\nenabled = {}\n[pool]\nsize = \"4GiB\"\n[users]\nuid_base = {UID_BASE}\n",
+            work.join("data"),
+            !scripts.is_empty(),
         );
         fs::write(&config, text)?;
         let said = match log {

@@ -42,6 +42,17 @@ impl Client {
         self.send(reqwest::Method::POST, path, body).await
     }
 
+    pub async fn put(&self, path: &str, body: Value) -> Result<Reply> {
+        self.send(reqwest::Method::PUT, path, body).await
+    }
+
+    /// A delivery to a script, by a sender without a token.
+    pub async fn deliver(&self, script: &str, body: String, signature: &str) -> Result<Reply> {
+        let request = self.http.post(format!("http://127.0.0.1:7070/api/v1/exec/{script}"));
+        let request = request.header("content-type", "application/json").header("stripe-signature", signature);
+        read(request.body(body)).await.with_context(|| script.to_owned())
+    }
+
     pub async fn delete(&self, path: &str) -> Result<Reply> {
         self.send(reqwest::Method::DELETE, path, Value::Null).await
     }

@@ -11,6 +11,7 @@ mod client;
 mod counters;
 mod report;
 mod rivals;
+mod script;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -24,8 +25,9 @@ use client::{Client, Reply};
 use counters::Counters;
 use report::Report;
 use rivals::Rivals;
+use script::Script;
 
-/// Measures copy, start, stop and delete, and runc beside them. Needs root.
+/// Measures copy (also by a script), start, stop and delete, and runc beside them. Needs root.
 #[derive(Debug, Parser)]
 #[command(name = "./dev bench")]
 pub struct Args {
@@ -75,7 +77,7 @@ fn main() -> Result<()> {
 }
 
 async fn run(args: &Args) -> Result<()> {
-    let bed = Bed::start(&args.daemon, args.log.as_deref()).await?;
+    let bed = Bed::start(&args.daemon, args.log.as_deref(), &script::FILES).await?;
     let client = bed.client()?;
     let project = client.post("/projects/", json!({"alias": "bench"})).await?.expect(201)?.id()?;
     let mut round = Round::prepare(&bed, &client, project, !args.no_runc).await?;
@@ -104,6 +106,7 @@ struct Round<'a> {
     client: &'a Client,
     project: String,
     template: String,
+    script: Script,
     rivals: Option<Rivals>,
 }
 
@@ -121,7 +124,8 @@ impl<'a> Round<'a> {
         } else {
             None
         };
-        Ok(Self { client, project, template, rivals })
+        let script = Script::prepare(client).await?;
+        Ok(Self { client, project, template, script, rivals })
     }
 
     async fn play(&mut self, report: &mut Report) -> Result<()> {
@@ -129,6 +133,7 @@ impl<'a> Round<'a> {
         self.stop_and_start(report, &id).await?;
         self.delete(report, &id).await?;
         self.create(report).await?;
+        self.script.play(report, self.client, &self.template).await?;
         if let Some(rivals) = &mut self.rivals {
             rivals.play(report).await?;
         }

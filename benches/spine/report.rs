@@ -81,6 +81,11 @@ impl Report {
         self.times.add(what, ms(took));
     }
 
+    /// By how much one thing took longer than another; below 0 where it did not.
+    pub fn longer(&mut self, what: &str, took: Duration, than: Duration) {
+        self.times.add(what, ms(took) - ms(than));
+    }
+
     /// The daemon's own account of a verb.
     pub fn steps(&mut self, verb: &'static str, steps: &Steps) {
         if !self.steps.iter().any(|(known, _)| *known == verb) {
