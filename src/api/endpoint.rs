@@ -9,7 +9,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::{Body, HttpBody};
+use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
@@ -20,7 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::audit::Peer;
 use super::auth::{self, presented};
 use super::error::{ApiError, ErrorBody};
-use super::extract::read_body_up_to;
+use super::extract::read_body_within;
 use super::idempotency::REPLAYED;
 use super::{Api, BASE};
 use crate::exec::Scripts;
@@ -58,17 +58,23 @@ impl Hosted {
         &self.scripts
     }
 
-    /// A place for a request's body, by its length, or for the longest where it does not say.
-    async fn room(&self, bytes: Option<u64>) -> Result<OwnedSemaphorePermit, ApiError> {
-        let said = bytes.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(BODY_BYTES_MAX);
-        let units = said.min(BODY_BYTES_MAX).div_ceil(UNIT_BYTES).max(1);
-        let units = u32::try_from(units).unwrap_or(1);
-        let wait = Duration::from_millis(ROOM_WAIT_MS_MAX);
-        let room = tokio::time::timeout(wait, Arc::clone(&self.room).acquire_many_owned(units)).await;
-        room.ok().and_then(Result::ok).ok_or_else(|| {
+    /// Reads a body. It takes room for what has come of it, and not for what it says will: who sends nothing holds next to nothing.
+    async fn read(&self, body: Body) -> Result<(Vec<u8>, OwnedSemaphorePermit), ApiError> {
+        let busy = || {
             let text = "too many requests for scripts are under way";
             ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "SCRIPT_BUSY", text).retry_after_s(1)
-        })
+        };
+        let wait = Duration::from_millis(ROOM_WAIT_MS_MAX);
+        let first = tokio::time::timeout(wait, Arc::clone(&self.room).acquire_owned()).await;
+        let mut held = first.ok().and_then(Result::ok).ok_or_else(busy)?;
+        let body = read_body_within(body, BODY_BYTES_MAX, |bytes| {
+            let missing = bytes.div_ceil(UNIT_BYTES).saturating_sub(held.num_permits());
+            let more = Arc::clone(&self.room).try_acquire_many_owned(u32::try_from(missing).unwrap_or(u32::MAX));
+            held.merge(more.map_err(|_| busy())?);
+            Ok(())
+        });
+        let body = body.await?;
+        Ok((body.to_vec(), held))
     }
 }
 
@@ -134,10 +140,9 @@ async fn answered(api: &Api, below: &str, request: Request) -> Result<Response, 
     let cors = endpoint.settings.cors.clone();
     let run = async {
         admit(api, scripts, &endpoint, &parts.headers)?;
-        let _room = hosted.room(body.size_hint().upper()).await?;
-        let body = read_body_up_to(body, BODY_BYTES_MAX).await?;
-        let asked = asked(&parts, below, &endpoint, body.to_vec());
-        Ok::<_, ApiError>(scripts.answer(endpoint, asked).await?)
+        let (body, room) = hosted.read(body).await?;
+        let asked = asked(&parts, below, &endpoint, body);
+        Ok::<_, ApiError>(scripts.answer(endpoint, asked, room).await?)
     };
     let mut reply = run.await.map_err(|error| (error, cors_headers))?;
     if let Some(cors) = cors {

@@ -82,7 +82,19 @@ pub async fn read_body(body: Body) -> Result<Bytes, ApiError> {
 ///
 /// # Errors
 /// It is longer, slower, or breaks off.
-pub async fn read_body_up_to(mut body: Body, bytes_max: usize) -> Result<Bytes, ApiError> {
+pub async fn read_body_up_to(body: Body, bytes_max: usize) -> Result<Bytes, ApiError> {
+    read_body_within(body, bytes_max, |_| Ok(())).await
+}
+
+/// The same; `admit` is asked before each part is kept, with how much there is then, and may refuse.
+///
+/// # Errors
+/// Those, and what `admit` says.
+pub async fn read_body_within(
+    mut body: Body,
+    bytes_max: usize,
+    mut admit: impl FnMut(usize) -> Result<(), ApiError>,
+) -> Result<Bytes, ApiError> {
     let too_large = || {
         let text = format!("the body is longer than {bytes_max} bytes");
         ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "BODY_TOO_LARGE", text)
@@ -92,9 +104,20 @@ pub async fn read_body_up_to(mut body: Body, bytes_max: usize) -> Result<Bytes, 
         discard(body).await;
         return Err(too_large());
     }
-    let whole = Limited::new(&mut body, bytes_max).collect();
+    let mut limited = Limited::new(&mut body, bytes_max);
+    let whole = async {
+        let mut whole = Vec::new();
+        while let Some(frame) = limited.frame().await {
+            let Ok(part) = frame?.into_data() else { continue };
+            if let Err(refused) = admit(whole.len() + part.len()) {
+                return Ok(Err(refused));
+            }
+            whole.extend_from_slice(&part);
+        }
+        Ok::<_, axum::BoxError>(Ok(Bytes::from(whole)))
+    };
     match tokio::time::timeout(Duration::from_millis(JSON_BODY_WAIT_MS_MAX), whole).await {
-        Ok(Ok(whole)) => Ok(whole.to_bytes()),
+        Ok(Ok(whole)) => whole,
         Ok(Err(error)) if error.is::<LengthLimitError>() => {
             discard(body).await;
             Err(too_large())

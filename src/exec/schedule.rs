@@ -144,7 +144,7 @@ async fn run(scripts: &Scripts, endpoint: Endpoint) {
         body: Vec::new(),
         client: None,
     };
-    if let Ok(reply) = scripts.answer(endpoint, asked).await
+    if let Ok(reply) = scripts.answer(endpoint, asked, ()).await
         && let ReplyBody::Stream(mut body) = reply.body
     {
         while let Some(Ok(_)) = body.recv().await {}

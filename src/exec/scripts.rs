@@ -236,11 +236,12 @@ impl Scripts {
         Ok(settings.scope.as_deref().map(|name| self.0.keys.project(name)).transpose()?)
     }
 
-    /// Answers a request.
+    /// Answers a request. `held` is let go of when there is an answer, and not before the run has ended where whoever asked goes
+    /// away from a delivery: it is what the request takes of a bound.
     ///
     /// # Errors
     /// Why there is no answer, or no whole one where it is a delivery's.
-    pub async fn answer(&self, endpoint: Endpoint, asked: Asked) -> Result<Reply, Fault> {
+    pub async fn answer(&self, endpoint: Endpoint, asked: Asked, held: impl Send + 'static) -> Result<Reply, Fault> {
         let by_clock = asked.method == SCHEDULE || SAFE_METHODS.contains(&asked.method.as_str());
         let Some(source) = endpoint.settings.idempotency.as_ref().filter(|_| !by_clock) else {
             return self.run(endpoint, asked).await;
@@ -262,7 +263,10 @@ impl Scripts {
             }
             Claim::First(mark) => {
                 let this = self.clone();
-                let work = async move { this.deliver(endpoint, asked, mark).await };
+                let work = async move {
+                    let _held = held;
+                    this.deliver(endpoint, asked, mark).await
+                };
                 tokio::spawn(work.in_current_span()).await.unwrap_or(Err(Fault::Task))
             }
         }

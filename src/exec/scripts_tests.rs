@@ -6,7 +6,7 @@ async fn ask(stage: &Stage, method: &str, path: &str, body: &str) -> Result<Repl
     let endpoint = stage.scripts.find(path).await?;
     let mut asked = asked(method, path, body.as_bytes());
     asked.params = endpoint.params.clone();
-    stage.scripts.answer(endpoint, asked).await
+    stage.scripts.answer(endpoint, asked, ()).await
 }
 
 async fn text(reply: Reply) -> String {
@@ -173,4 +173,23 @@ async fn a_script_is_written_when_it_can_be_and_answers_at_once() {
     assert_eq!(stage.scripts.list().await.unwrap().len(), 1);
     assert!(stage.scripts.remove(&file).await.unwrap() && !stage.scripts.remove(&file).await.unwrap());
     assert!(matches!(ask(&stage, "GET", "/shop/a", "").await, Err(Fault::NotFound(_))));
+}
+
+#[tokio::test]
+async fn a_delivery_whose_sender_hangs_up_takes_of_its_bound_until_it_has_run() {
+    let stage = Stage::new().await;
+    stage.file("hook.js", "// @idempotency body.id\n// fake: slow");
+    let endpoint = stage.scripts.find("/hook").await.unwrap();
+    let (held, scripts) = (Arc::new(()), stage.scripts.clone());
+    let (theirs, body) = (Arc::clone(&held), br#"{"id":"1"}"#);
+    let asking = tokio::spawn(async move { scripts.answer(endpoint, asked("POST", "/hook", body), theirs).await });
+    while stage.engine.runs() == 0 {
+        tokio::task::yield_now().await;
+    }
+    asking.abort();
+    assert!(asking.await.unwrap_err().is_cancelled());
+    assert_eq!(Arc::strong_count(&held), 2, "the run goes on");
+    while Arc::strong_count(&held) == 2 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
