@@ -29,7 +29,7 @@ use tokio::sync::mpsc;
 
 use super::protocol::{self, BODY_BYTES_MAX, Failed, Frame, Kind, Order};
 use super::run::ScriptFile;
-use crate::sys::worker::{Setup, cage};
+use crate::sys::worker::{Setup, cage, lowest_free};
 use api::Way;
 use files::Folder;
 use output::Output;
@@ -40,6 +40,8 @@ const PRELUDE: &str = "tenantry:";
 const FRAMES_WAITING_MAX: usize = 64;
 /// Threads that look names up.
 const LOOKUPS_MAX: usize = 4;
+/// Descriptors that may be left open by a run, of the 256 there may be: beyond it the worker ends.
+const DESCRIPTORS_KEPT_MAX: i32 = 64;
 /// Ids of templates that are remembered by their names.
 const KNOWN_MAX: usize = 256;
 
@@ -103,11 +105,14 @@ async fn serve(stream: UnixStream, setup: Setup) -> io::Result<()> {
             Kind::Told => continue,
             _ => return Err(protocol::odd("an order was due")),
         };
+        let mut goes_on = true;
         if let Err(failed) = failed {
             worker.output.send_json(Kind::Failed, &failed)?;
-            if !failed.goes_on {
-                return Ok(());
-            }
+            goes_on = failed.goes_on;
+        }
+        // Connections that wait to be used again are the process's, and outlive their run: many of them are the next run's harm.
+        if !goes_on || lowest_free()? > DESCRIPTORS_KEPT_MAX {
+            return Ok(());
         }
     }
 }

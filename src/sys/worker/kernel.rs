@@ -43,6 +43,15 @@ pub(super) fn close_all_but(kept: OwnedFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(kept) })
 }
 
+/// The lowest number that no descriptor has: where they are made and none is closed, how many there are.
+///
+/// # Errors
+/// There are as many as may be.
+pub fn lowest_free() -> io::Result<i32> {
+    use std::os::fd::AsRawFd;
+    Ok(io::stdin().as_fd().try_clone_to_owned()?.as_raw_fd())
+}
+
 /// Processor time of the calling thread.
 pub fn thread_cpu() -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };

@@ -24,7 +24,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use kernel::{thread_cpu, wait_writable};
+pub use kernel::{lowest_free, thread_cpu, wait_writable};
 
 /// The hidden verb of this binary.
 pub const VERB: &str = "script-worker";
