@@ -1,6 +1,7 @@
 //! Scripts on this host: where they lie, what they may use, and how they come to the API.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -95,6 +96,7 @@ async fn open(config: &Config, service: &Service, runs: Runs, engine: Arc<dyn En
         secrets_file: config.exec.secrets_file.clone(),
         logs,
         bounds: bounds(&config.exec),
+        concurrent: NonZeroU32::new(u32::from(config.exec.workers.saturating_sub(1))).unwrap_or(NonZeroU32::MIN),
     };
     let keys = Arc::new(RunKeys { service: service.clone(), runs });
     Ok(Scripts::open(places, engine, keys, service.records().clone()).await?)

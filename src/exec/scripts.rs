@@ -7,6 +7,7 @@
 //!
 //! A run ends when whoever asked goes away; one of a delivery goes on, because its sender comes again and must then find its answer.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -52,6 +53,8 @@ pub struct ScriptsConfig {
     pub logs: PathBuf,
     /// Of one run.
     pub bounds: Bounds,
+    /// Runs of one script at once where it says nothing: fewer than workers, so that none keeps all others waiting.
+    pub concurrent: NonZeroU32,
 }
 
 /// A script that answers a path, and what its brackets stand for.
@@ -99,6 +102,7 @@ struct Inner {
     log: RunLog,
     gates: Gates,
     bounds: Bounds,
+    concurrent: NonZeroU32,
 }
 
 /// The scripts; cheap to clone.
@@ -165,6 +169,7 @@ impl Scripts {
             log: RunLog::open(config.logs),
             gates: Gates::default(),
             bounds: config.bounds,
+            concurrent: config.concurrent,
         })))
     }
 
@@ -336,11 +341,9 @@ impl Scripts {
     /// What a run needs, taken in the order in which it may fail.
     async fn prepare(&self, endpoint: &Endpoint, asked: Asked, under: &mut Under) -> Result<Run, Fault> {
         let Endpoint { script, settings, .. } = endpoint;
-        if let Some(places) = settings.concurrent {
-            let waited = Duration::from_millis(WAIT_MS_MAX);
-            let place = self.0.gates.enter(&script.file, places, waited).await;
-            under._place = Some(place.ok_or_else(|| Fault::Full { file: script.file.clone(), waited })?);
-        }
+        let (places, waited) = (settings.concurrent.unwrap_or(self.0.concurrent), Duration::from_millis(WAIT_MS_MAX));
+        let place = self.0.gates.enter(&script.file, places, waited).await;
+        under._place = Some(place.ok_or_else(|| Fault::Full { file: script.file.clone(), waited })?);
         let bounds = Bounds { wall: self.wall(settings), ..self.0.bounds };
         let secrets = self.0.secrets.all()?;
         under._key = self.0.keys.open(&script.file, &under.run, self.scope(settings)?)?;

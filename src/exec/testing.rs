@@ -1,6 +1,7 @@
 //! An engine that evaluates nothing, and scripts in front of it: what a script "does" stands in its text as `fake: <word>`.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -211,6 +212,7 @@ impl Stage {
             folder: root.path().join("scripts"),
             secrets_file: root.path().join("secrets.toml"),
             logs: root.path().join("logs"),
+            concurrent: NonZeroU32::MIN.saturating_add(99),
             bounds: Bounds {
                 wall: Duration::from_secs(5),
                 cpu: Duration::from_secs(1),
