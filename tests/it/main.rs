@@ -30,6 +30,7 @@ mod relay;
 mod runtime;
 mod scripts;
 mod scripts_engine;
+mod scripts_hostile;
 mod skips;
 mod starve;
 mod stripe;
