@@ -2,6 +2,8 @@
 //!
 //! What is logged is chosen by a filter that the caller hands in (`TENANTRY_LOG`, as `info` or `tenantry::lifecycle=debug,warn`).
 
+use std::io::IsTerminal;
+
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
@@ -43,6 +45,8 @@ fn filter(text: &str) -> Result<EnvFilter, TelemetryError> {
 /// The filter does not read, or there is a log already.
 pub fn init(text: &str, format: Format) -> Result<(), TelemetryError> {
     let log = tracing_subscriber::fmt().with_env_filter(filter(text)?).with_writer(std::io::stderr);
+    // Colours are for who looks at it, not for files and journals.
+    let log = if std::io::stderr().is_terminal() { log } else { log.with_ansi(false) };
     let outcome = match format {
         Format::Text => log.finish().try_init(),
         Format::Json => log.json().flatten_event(true).finish().try_init(),
