@@ -44,7 +44,7 @@ use crate::sys::folders::{self, DiskFolders, Layout};
 use crate::sys::gateway::{Doors, GatewayError, GatewaySockets};
 use crate::sys::netlink::{LinkError, VethLinks};
 use crate::sys::nft::{NftFirewall, PolicyFolderError, load_policies};
-use crate::sys::runtime::{HelperRuntime, RuntimeError, become_subreaper};
+use crate::sys::runtime::{HelperRuntime, Runtime, RuntimeError, become_subreaper};
 use crate::sys::worker::WorkerError;
 
 use scripts::Hosting;
@@ -205,7 +205,7 @@ fn listen(what: &'static str, address: SocketAddr) -> Result<TcpListener, Daemon
     bound().map_err(|source| DaemonError::Listen { what, address, source })
 }
 
-/// The drivers of this host, for this configuration.
+/// The drivers of this host, for this configuration, with a runtime that was made for it.
 ///
 /// # Errors
 /// What of it cannot be used.
@@ -214,6 +214,7 @@ pub async fn drivers(
     layout: &Layout,
     opened: &OpenedPool,
     doors: Doors,
+    runtime: Arc<dyn Runtime>,
 ) -> Result<Drivers, DaemonError> {
     let device = opened.device()?.map(DeviceNumber::from_dev);
     let cgroups = KernelCgroups::detect(config.instance.clone(), device)?;
@@ -221,8 +222,6 @@ pub async fn drivers(
     let links = VethLinks::new(config.instance.clone(), config.net.subnet)
         .map_err(|source| DaemonError::System("cannot speak to the kernel's network", source))?;
     tracing::info!(cgroups = ?cgroups.version(), "the host's controllers are found");
-    let runtime = HelperRuntime::new(&config.run_dir)?;
-    runtime.warm();
     let pool: Arc<dyn Pool> = Arc::new(opened.pool.clone());
     Ok(Drivers {
         folders: Arc::new(DiskFolders::open(layout.clone(), pool.clone())?),
@@ -230,7 +229,7 @@ pub async fn drivers(
         cgroups: Arc::new(cgroups),
         links: Arc::new(links),
         firewall: Arc::new(NftFirewall::with_doors(config.instance.clone(), config.net.subnet, doors)),
-        runtime: Arc::new(runtime),
+        runtime,
     })
 }
 
@@ -263,7 +262,9 @@ impl Daemon {
         let layout = Layout { pool: pool.layout.clone(), data: config.data_dir.clone() };
         let gateway = GatewaySockets::bind(config.dns.port, config.relay.port)?;
         let doors = gateway.doors().map_err(|source| DaemonError::System("cannot tell a socket's port", source))?;
-        let drivers = drivers(&config, &layout, &pool, doors).await?;
+        let runtime = HelperRuntime::new(&config.run_dir)?;
+        runtime.warm();
+        let drivers = drivers(&config, &layout, &pool, doors, Arc::new(runtime)).await?;
         drivers.links.prepare_host().await?;
         let service = Service::open(&config, layout, drivers, records, policies).await?;
         service.sweep_images().await?;

@@ -193,11 +193,11 @@ impl Bed {
         let options = PoolOptions { path: config.pool_path(), size: Bytes::gib(1), label: config.instance.to_string() };
         let pool = open_pool(options).await.unwrap();
         let layout = Layout { pool: pool.layout.clone(), data: config.data_dir.clone() };
-        let real =
-            daemon::drivers(&config, &layout, &pool, Doors { dns: 5300, relay: 5301, keepalive: 5302 }).await.unwrap();
         let helper = Path::new(env!("CARGO_BIN_EXE_tenantry"));
         let inner = HelperRuntime::with_helper(&config.run_dir, helper).unwrap();
         let assassin = Arc::new(Assassin { inner, at: Mutex::default() });
+        let doors = Doors { dns: 5300, relay: 5301, keepalive: 5302 };
+        let real = daemon::drivers(&config, &layout, &pool, doors, assassin.clone()).await.unwrap();
         let faults = Arc::<Faults>::default();
         let drivers = Drivers {
             pool: Faulty::<dyn Pool>::wrap(real.pool, &faults),
@@ -205,7 +205,7 @@ impl Bed {
             cgroups: Faulty::<dyn Cgroups>::wrap(real.cgroups, &faults),
             links: Faulty::<dyn Links>::wrap(real.links, &faults),
             firewall: Faulty::<dyn Firewall>::wrap(real.firewall, &faults),
-            runtime: Faulty::<dyn Runtime>::wrap(assassin.clone(), &faults),
+            runtime: Faulty::<dyn Runtime>::wrap(real.runtime, &faults),
         };
         drivers.links.prepare_host().await.unwrap();
         let store: Arc<dyn Store> = Arc::new(Arc::new(SledStore::open(&config.data_dir.join("db")).unwrap()));

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
+use tenantry::sys::runtime::process::Stat;
 
 use crate::support::daemon::{Daemon, id_of, patience, play};
 
@@ -38,14 +39,19 @@ fn the_next_daemon_waits_for_a_helper_that_still_undoes_its_start() {
         // Stopped in the middle of a start, its daemon killed: it has not seen that yet.
         let deadline = Instant::now() + patience(10);
         let (starting, helper) = loop {
+            // That of the start before may still be ending.
+            comes_true("no helper is at work", || helpers(daemon).is_empty()).await;
             let (start, held) = (client.clone(), id.clone());
             let starting = tokio::spawn(async move {
                 start.request(reqwest::Method::POST, &format!("/containers/{held}/start")).send().await
             });
             let helper = loop {
-                if let Some(helper) = helpers(daemon).first() {
-                    kill(*helper, Signal::SIGSTOP).unwrap();
-                    break Some(*helper);
+                // Not what it forks, which looks like it until it is init.
+                let is_child =
+                    |pid: &Pid| Stat::of(pid.as_raw()).is_some_and(|stat| stat.parent == daemon.pid() as i32);
+                if let Some(helper) = helpers(daemon).into_iter().find(is_child) {
+                    kill(helper, Signal::SIGSTOP).unwrap();
+                    break Some(helper);
                 }
                 if starting.is_finished() {
                     break None;
@@ -53,7 +59,9 @@ fn the_next_daemon_waits_for_a_helper_that_still_undoes_its_start() {
                 tokio::task::yield_now().await;
             };
             let made = daemon.run_dir().join("containers").join(&id).join("init.json");
-            match helper.filter(|_| !made.exists()) {
+            // What it had said before it was stopped arrives in that time.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            match helper.filter(|_| !made.exists() && !starting.is_finished()) {
                 Some(helper) => break (starting, helper),
                 // Seen too late: it is ending, or has ended.
                 None => helper.iter().for_each(|helper| kill(*helper, Signal::SIGCONT).unwrap()),

@@ -14,6 +14,8 @@ const STATUSES_MAX: usize = 4_096;
 /// are bounded.
 const REPARENT_WAIT_MS_MAX: u64 = 30_000;
 const REPARENT_POLL_MS: u64 = 5;
+/// Looks at whose child a dead process is; its parent can end under one of them.
+const PARENT_LOOKS_MAX: u32 = 3;
 
 /// Statuses that have been taken.
 #[derive(Debug, Default)]
@@ -67,11 +69,21 @@ impl Statuses {
     }
 }
 
-/// Whether it waits to be reaped by a child of ours, its helper, and so will be ours next.
+/// Whether it waits to be reaped by a child of ours, its helper, and so will be ours next; or is so by now, since the helper may end
+/// between any two looks.
 fn will_be_ours(init: Init) -> bool {
-    let dead = Stat::of(init.pid).filter(|stat| stat.start_ticks == init.start_ticks);
-    let parent = dead.and_then(|stat| Stat::of(stat.parent));
-    parent.is_some_and(|parent| parent.parent == std::process::id() as i32)
+    let us = std::process::id() as i32;
+    for _ in 0..PARENT_LOOKS_MAX {
+        let Some(dead) = Stat::of(init.pid).filter(|stat| stat.start_ticks == init.start_ticks) else { return false };
+        if dead.parent == us {
+            return true;
+        }
+        // A parent that is gone by now was the helper, or another's: who has it now is looked at anew.
+        if let Some(parent) = Stat::of(dead.parent) {
+            return parent.parent == us;
+        }
+    }
+    false
 }
 
 #[cfg(test)]

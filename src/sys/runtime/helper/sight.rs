@@ -8,7 +8,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::{Path, PathBuf};
 
 use libcontainer::oci_spec::runtime::{Mount, MountBuilder, Spec};
@@ -49,7 +49,8 @@ pub fn show_groups(spec: &mut Spec, place: &Path) -> Result<(), Failure> {
 
 fn put_together(place: &Path, hierarchies: &[PathBuf], groups: &[PathBuf]) -> io::Result<()> {
     let harmless = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    fs::create_dir_all(place)?;
+    // In the host's tree it stays empty, and nobody's but root's.
+    fs::DirBuilder::new().mode(0o700).create(place)?;
     mount(Some("tmpfs"), place, Some("tmpfs"), harmless, Some(FOLDER))?;
     for (hierarchy, group) in hierarchies.iter().zip(groups) {
         // libcontainer would make it a moment later, and finds it.
