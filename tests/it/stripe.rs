@@ -219,6 +219,18 @@ async fn until_told(stripe: &Stripe, customer: &str) {
     }
 }
 
+/// Sends a delivery, kills the daemon so long after it, and starts it again.
+async fn killed_amid(daemon: &mut Daemon, body: &str, after_ms: u64) {
+    let sent = tokio::spawn({
+        let (client, body) = (daemon.client.clone(), body.to_owned());
+        async move { drop(send(&client, &body, &signed(&body)).await) }
+    });
+    tokio::time::sleep(Duration::from_millis(after_ms)).await;
+    daemon.kill9();
+    sent.await.unwrap();
+    daemon.restart().await;
+}
+
 #[test]
 fn a_daemon_that_is_killed_amid_a_delivery_loses_none_and_makes_no_second() {
     play_with(CONFIG, async |daemon| {
@@ -245,14 +257,7 @@ fn a_daemon_that_is_killed_amid_a_delivery_loses_none_and_makes_no_second() {
         for (n, after_ms) in KILLED_AFTER_MS.into_iter().enumerate() {
             let customer = format!("cus_{n}");
             let body = paid(&format!("evt_{n}"), &customer, &format!("sub_{n}"), 100);
-            let sent = tokio::spawn({
-                let (client, body) = (client.clone(), body.clone());
-                async move { drop(send(&client, &body, &signed(&body)).await) }
-            });
-            tokio::time::sleep(Duration::from_millis(after_ms)).await;
-            daemon.kill9();
-            sent.await.unwrap();
-            daemon.restart().await;
+            killed_amid(daemon, &body, after_ms).await;
             let reply = deliver_until_taken(&client, &body).await;
             let made = tenant(&client, &customer).await;
             assert_eq!((taken(&reply)["url"].clone(), &made["status"]), (made["url"].clone(), &json!("running")));
@@ -264,14 +269,7 @@ fn a_daemon_that_is_killed_amid_a_delivery_loses_none_and_makes_no_second() {
         for (n, after_ms) in KILLED_AFTER_MS.into_iter().enumerate() {
             let customer = format!("cus_{n}");
             let body = ended(&format!("evt_e{n}"), &customer, &format!("sub_{n}"));
-            let sent = tokio::spawn({
-                let (client, body) = (client.clone(), body.clone());
-                async move { drop(send(&client, &body, &signed(&body)).await) }
-            });
-            tokio::time::sleep(Duration::from_millis(after_ms)).await;
-            daemon.kill9();
-            sent.await.unwrap();
-            daemon.restart().await;
+            killed_amid(daemon, &body, after_ms).await;
             deliver_until_taken(&client, &body).await;
             has_none(&client, &customer).await;
         }
