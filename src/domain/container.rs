@@ -434,7 +434,7 @@ impl SettingsPatch {
 }
 
 #[cfg(test)]
-pub(in crate::domain) mod tests {
+pub(crate) mod tests {
     use super::super::phase::StopReason;
     use super::*;
 

@@ -228,7 +228,8 @@ pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::domain::{Confinement, Desired, EnvVars, ImageId, Limits, Phase, Settings, StopReason};
+    use crate::domain::container::tests::container as a_container;
+    use crate::domain::{Confinement, EnvVars, ImageId, Limits, Settings};
 
     pub fn settings() -> Settings {
         Settings {
@@ -275,30 +276,12 @@ pub(super) mod tests {
 
     pub fn container(project: ProjectId, name: &str, slot: Slot) -> Container {
         Container {
-            id: ContainerId::generate(),
-            project,
-            name: name.parse().unwrap(),
-            external_id: None,
             slot,
-            alias: Alias::generate(),
             image: ImageId::generate(),
-            image_name: "base".into(),
-            source: None,
-            made_by: None,
-            made_under: None,
             settings: settings(),
-            phase: Phase::Stopped { reason: StopReason::Created },
-            desired: Desired::Stopped,
-            receipt: None,
-            generation: 1,
-            env_revision: 1,
-            env_revision_applied: 0,
             created_at: Timestamp::now(),
             updated_at: Timestamp::now(),
-            started_at: None,
-            started_by: None,
-            ready_at: None,
-            transitions: 0,
+            ..a_container(project, name)
         }
     }
 
