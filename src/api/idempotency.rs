@@ -39,7 +39,7 @@ use crate::domain::container::MadeUnder;
 use crate::domain::{Container, ContainerId};
 use crate::exec::deliveries;
 use crate::lifecycle::Service;
-use crate::store::{Batch, Durability, Records, StoreError};
+use crate::store::{Batch, ByContainer, Durability, Records, StoreError};
 
 /// Names the key.
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -55,7 +55,7 @@ const KEYS_MAX: usize = 100_000;
 const SWEEP_EVERY_S: u64 = 600;
 
 const ANSWERS: &str = "idempotency/";
-const BY_CONTAINER: &str = "idempotency-of/";
+const BY_CONTAINER: ByContainer = ByContainer("idempotency-of/");
 
 /// The request that is being carried out; in its extensions, for the record of what it makes.
 #[derive(Debug, Clone)]
@@ -142,10 +142,6 @@ pub fn key_of(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
 
 fn store_key(space: &str, key: &str) -> String {
     format!("{ANSWERS}{space}/{}", hex::encode(Sha256::digest(key.as_bytes())))
-}
-
-fn index_key(container: ContainerId, key: &str) -> String {
-    format!("{BY_CONTAINER}{container}/{}", hex::encode(Sha256::digest(key.as_bytes())))
 }
 
 /// What makes two requests the same.
@@ -295,7 +291,7 @@ pub async fn keep(api: &Api, mark: InFlight, hash: String, response: Response) -
 async fn write(records: &Records, key: &str, kept: &Kept) -> Result<(), StoreError> {
     let mut batch = Batch::default().put_at(key.to_owned(), kept)?;
     if let Some(container) = kept.container {
-        batch = batch.put_at(index_key(container, key), &key)?;
+        batch = batch.put_at(BY_CONTAINER.entry(container, key), &key)?;
     }
     records.commit(batch, Durability::Flushed).await
 }
@@ -307,18 +303,7 @@ async fn write(records: &Records, key: &str, kept: &Kept) -> Result<(), StoreErr
 /// The store's.
 pub async fn forget(records: &Records, container: ContainerId) -> Result<(), StoreError> {
     deliveries::forget(records, container).await?;
-    let index = records.all_at::<String>(&format!("{BY_CONTAINER}{container}/")).await?;
-    if index.is_empty() {
-        return Ok(());
-    }
-    let mut batch = Batch::default();
-    for (index, key) in index {
-        if let Some(kept) = records.get_at::<Kept>(&key).await? {
-            batch = batch.put_at(key, &Kept { body: None, ..kept })?;
-        }
-        batch = batch.remove_at(index);
-    }
-    records.commit(batch, Durability::Flushed).await
+    BY_CONTAINER.erase(records, container, |kept: Kept| Kept { body: None, ..kept }).await
 }
 
 impl Keys {
@@ -396,7 +381,7 @@ impl Keys {
                 batch = batch.put_at(key.clone(), &Kept { body: None, ..kept.clone() })?;
             }
             if let Some(container) = kept.container {
-                batch = batch.remove_at(index_key(container, &key));
+                batch = batch.remove_at(BY_CONTAINER.entry(container, &key));
             }
             records.commit(batch, Durability::Lazy).await?;
         }
@@ -476,7 +461,7 @@ mod tests {
         assert!(records.get_at::<Kept>(&key).await.unwrap().unwrap().body.is_some());
         forget(&records, id).await.unwrap();
         assert_eq!(records.get_at::<Kept>(&key).await.unwrap().unwrap().body, None);
-        assert!(records.all_at::<String>(BY_CONTAINER).await.unwrap().is_empty());
+        assert!(records.all_at::<String>(BY_CONTAINER.0).await.unwrap().is_empty());
     }
 
     #[tokio::test]
@@ -496,7 +481,7 @@ mod tests {
         let bodies: Vec<_> = records.all_at::<Kept>(ANSWERS).await.unwrap();
         let bodies: Vec<_> = bodies.iter().map(|(key, kept)| (key.as_str(), kept.body.is_some())).collect();
         assert_eq!(bodies, [("idempotency/gone", false), ("idempotency/there", true)]);
-        assert_eq!(records.all_at::<String>(BY_CONTAINER).await.unwrap().len(), 1);
+        assert_eq!(records.all_at::<String>(BY_CONTAINER.0).await.unwrap().len(), 1);
         assert_eq!(keys.count.load(Ordering::Relaxed), 2);
     }
 

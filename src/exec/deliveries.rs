@@ -32,7 +32,7 @@ use tokio::time::Instant;
 use super::comments::KeySource;
 use super::run::{Asked, ScriptFile};
 use crate::domain::ContainerId;
-use crate::store::{Batch, Durability, Records, StoreError};
+use crate::store::{Batch, ByContainer, Durability, Records, StoreError};
 
 /// How long an answer is kept, in seconds.
 const KEPT_S: i64 = 7 * 24 * 3_600;
@@ -48,8 +48,8 @@ const PAGE: usize = 500;
 const ANSWERS: &str = "deliveries/";
 /// The same by when they end, so that a sweep reads what has ended and no more: `<seconds>/<digest>` to the key.
 const UNTIL: &str = "deliveries-until/";
-/// The same by the containers that they tell of: `<container>/<digest>` to the key.
-const BY_CONTAINER: &str = "deliveries-of/";
+/// The same by the containers that they tell of.
+const BY_CONTAINER: ByContainer = ByContainer("deliveries-of/");
 
 /// An answer that was given.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -212,7 +212,7 @@ impl Deliveries {
         let until = until_key(kept, &mark.key);
         let mut batch = Batch::default().put_at(mark.key.clone(), kept)?.put_at(until, &mark.key)?;
         for container in &kept.containers {
-            batch = batch.put_at(container_key(*container, &mark.key), &mark.key)?;
+            batch = batch.put_at(BY_CONTAINER.entry(*container, &mark.key), &mark.key)?;
         }
         self.records.commit(batch, Durability::Flushed).await?;
         self.count.fetch_add(1, Ordering::Relaxed);
@@ -238,7 +238,8 @@ impl Deliveries {
                 // The same key may have been handled anew since.
                 let kept = self.records.get_at::<Kept>(&key).await?;
                 if let Some(kept) = kept.filter(|kept| kept.until <= now) {
-                    batch = kept.containers.iter().fold(batch, |batch, id| batch.remove_at(container_key(*id, &key)));
+                    batch =
+                        kept.containers.iter().fold(batch, |batch, id| batch.remove_at(BY_CONTAINER.entry(*id, &key)));
                     batch = batch.remove_at(key);
                 }
                 batch = batch.remove_at(index);
@@ -257,22 +258,7 @@ impl Deliveries {
 /// # Errors
 /// The store's.
 pub async fn forget(records: &Records, container: ContainerId) -> Result<(), StoreError> {
-    let index = records.all_at::<String>(&format!("{BY_CONTAINER}{container}/")).await?;
-    if index.is_empty() {
-        return Ok(());
-    }
-    let mut batch = Batch::default();
-    for (index, key) in index {
-        if let Some(kept) = records.get_at::<Kept>(&key).await? {
-            batch = batch.put_at(key, &kept.erased())?;
-        }
-        batch = batch.remove_at(index);
-    }
-    records.commit(batch, Durability::Flushed).await
-}
-
-fn container_key(container: ContainerId, key: &str) -> String {
-    format!("{BY_CONTAINER}{container}/{}", hex::encode(Sha256::digest(key.as_bytes())))
+    BY_CONTAINER.erase(records, container, Kept::erased).await
 }
 
 /// Rounded up, so that no index ends before what it is of.
@@ -375,7 +361,7 @@ mod tests {
         deliveries.sweep(Timestamp::now()).await.unwrap();
         assert_eq!(records.all_at::<Kept>(ANSWERS).await.unwrap().len(), 1);
         assert_eq!(records.all_at::<String>(UNTIL).await.unwrap().len(), 1);
-        assert_eq!(records.all_at::<String>(BY_CONTAINER).await.unwrap().len(), 1);
+        assert_eq!(records.all_at::<String>(BY_CONTAINER.0).await.unwrap().len(), 1);
         assert_eq!(deliveries.count.load(Ordering::Relaxed), 1);
         assert!(matches!(claim(&deliveries, "a").await, Claim::First(_)));
     }
@@ -395,6 +381,6 @@ mod tests {
             let Claim::Again(kept) = claim(&deliveries, key).await else { panic!("it was handled") };
             assert_eq!((kept.status, kept.body().as_slice(), kept.headers.is_empty()), (201, left, left.is_empty()));
         }
-        assert_eq!(records.all_at::<String>(BY_CONTAINER).await.unwrap().len(), 1);
+        assert_eq!(records.all_at::<String>(BY_CONTAINER.0).await.unwrap().len(), 1);
     }
 }

@@ -12,11 +12,13 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use tokio::sync::broadcast;
 
+pub mod by_container;
 pub mod events;
 pub mod journal;
 pub mod schema;
 pub mod sled;
 
+pub use by_container::ByContainer;
 pub use events::EventLog;
 pub use schema::Records;
 
