@@ -5,7 +5,6 @@
 
 pub(super) mod scripts;
 
-use std::error::Error as _;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -14,8 +13,8 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::domain::EnvError;
 use crate::domain::container::SettingsError;
+use crate::domain::{EnvError, chain};
 use crate::lifecycle::{DriverError, Error, What};
 use crate::store::StoreError;
 use crate::sys::btrfs::PoolError;
@@ -134,14 +133,7 @@ impl ApiError {
     /// What only an operator may see: the whole chain of causes.
     pub fn hidden_chain(&self) -> Option<String> {
         let cause = self.cause.as_ref().filter(|_| self.status.is_server_error())?;
-        let mut text = cause.to_string();
-        let mut next = cause.source();
-        while let Some(error) = next {
-            text.push_str(": ");
-            text.push_str(&error.to_string());
-            next = error.source();
-        }
-        Some(text)
+        Some(chain(cause.as_ref()))
     }
 }
 

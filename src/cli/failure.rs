@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use crate::domain::chain;
+
 /// A failure with an exit code of its own.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
@@ -32,14 +34,7 @@ pub enum Failure {
 impl Failure {
     /// A usage error, with all its causes in one line.
     pub fn usage(error: &(dyn std::error::Error + 'static)) -> Self {
-        let mut text = error.to_string();
-        let mut next = error.source();
-        while let Some(cause) = next {
-            text.push_str(": ");
-            text.push_str(&cause.to_string());
-            next = cause.source();
-        }
-        Self::Usage(text)
+        Self::Usage(chain(error))
     }
 }
 

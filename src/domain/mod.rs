@@ -5,6 +5,7 @@
 pub mod access;
 pub mod access_log;
 pub mod alias;
+pub mod causes;
 pub mod confinement;
 pub mod container;
 pub mod dns;
@@ -31,6 +32,7 @@ pub mod token;
 
 pub use access_log::AccessLine;
 pub use alias::ProxyAlias;
+pub use causes::chain;
 pub use confinement::Confinement;
 pub use container::{Container, Settings, SettingsPatch};
 pub use env::{EnvError, EnvKey, EnvVars};

@@ -249,21 +249,11 @@ impl Policies {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::chain;
     use crate::domain::firewall::Action;
 
     fn name(text: &str) -> PolicyName {
         text.parse().unwrap()
-    }
-
-    /// The whole chain of an error, as the edge prints it.
-    fn chain(error: &dyn std::error::Error) -> String {
-        let mut text = error.to_string();
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            text = format!("{text}: {error}");
-            cause = error.source();
-        }
-        text
     }
 
     fn refusal(egress: &str) -> String {

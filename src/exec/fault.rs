@@ -60,15 +60,3 @@ pub enum Fault {
     #[error("the task of the run failed")]
     Task,
 }
-
-/// An error with all its causes, for a script's log.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
-}

@@ -6,6 +6,7 @@ use super::folder::Script;
 use super::routes::{Problem, is_code};
 use super::run::{RunError, ScriptFile};
 use super::scripts::Scripts;
+use crate::domain::chain;
 
 /// A file of the folder.
 #[derive(Debug)]
@@ -47,7 +48,7 @@ impl Scripts {
                     Ok(Some(script)) => Ok(script),
                     // It went while it was listed.
                     Ok(None) => return None,
-                    Err(error) => Err(super::fault::chain(&error)),
+                    Err(error) => Err(chain(&error)),
                 };
                 let (file, route, problem) = (one.file.clone(), one.route.clone(), one.problem.clone());
                 Some(Overview { file, route, problem, script })

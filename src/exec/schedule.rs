@@ -12,9 +12,9 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::fault::chain;
 use super::run::{Asked, ScriptFile};
 use super::scripts::{Endpoint, ReplyBody, SCHEDULE, Scripts};
+use crate::domain::chain;
 
 /// Runs by the clock at once, at most; the others wait for their turn.
 const AT_ONCE_MAX: usize = 8;

@@ -18,7 +18,7 @@ use tracing::Instrument;
 
 use super::comments::Settings;
 use super::deliveries::{Claim, Deliveries, Kept, Mark, key_of};
-use super::fault::{Fault, chain};
+use super::fault::Fault;
 use super::folder::{Folder, FolderError, Script};
 use super::gates::{Gates, WAIT_MS_MAX};
 use super::headers;
@@ -28,7 +28,7 @@ use super::routes::Routes;
 use super::run::{Answer, Asked, Bounds, ConsoleLine, Engine, Run, RunError, ScriptFile};
 use super::runs::ToldOf;
 use super::secrets::{Secrets, SecretsError};
-use crate::domain::ProjectId;
+use crate::domain::{ProjectId, chain};
 use crate::store::{Records, StoreError};
 
 /// Lines of a run's console that wait for the log, at most.

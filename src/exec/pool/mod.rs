@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use super::protocol::{self, Failed, Frame, Head, Kind};
 use super::run::{Answer, Engine, Run, RunError, ScriptFile};
 use super::shared::Shared;
-use crate::domain::{Bytes, Instance};
+use crate::domain::{Bytes, Instance, chain};
 use crate::sys::worker::{Api, Cage, OVERHEAD_MIB, Setup, WorkerError, group::Groups};
 use seat::{Seat, Worker};
 
@@ -200,11 +200,6 @@ impl Pool {
     }
 }
 
-/// An error and its cause in one line.
-fn chain(error: &WorkerError) -> String {
-    format!("{error}: {}", error.source)
-}
-
 impl Inner {
     fn seats(&self) -> MutexGuard<'_, Seats> {
         self.seats.lock().unwrap_or_else(PoisonError::into_inner)
@@ -249,7 +244,7 @@ impl Inner {
     async fn warm_up(self: Arc<Self>, seat: Seat, permit: OwnedSemaphorePermit) -> Result<Taken, RunError> {
         let started = tokio::spawn(async move {
             let worker = self.start(seat).await?;
-            Ok(Taken { inner: self, worker: Some(worker), permit: Some(permit) })
+            Ok::<_, WorkerError>(Taken { inner: self, worker: Some(worker), permit: Some(permit) })
         });
         let how = match started.await {
             Ok(Ok(taken)) => return Ok(taken),
