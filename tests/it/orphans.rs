@@ -79,11 +79,9 @@ fn the_next_daemon_waits_for_a_helper_that_still_undoes_its_start() {
         assert!(folder.exists(), "it was removed under the helper's hands");
         kill(helper, Signal::SIGCONT).unwrap();
         daemon.wait_ready().await;
-        let path = format!("/containers/{id}/start");
-        let started = client.post(&path, json!({})).await;
-        assert!(started.status == 200 || client.container(&id).await["status"] == "running", "{}", started.text);
+        // Its start was never answered: whether the daemon still knows of it or this request wakes it is all the same.
         assert_eq!(client.page(&made, "/").await.status, 200);
-        assert!(helpers(daemon).is_empty());
+        comes_true("a helper remains", || helpers(daemon).is_empty()).await;
     });
 }
 
