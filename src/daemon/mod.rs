@@ -473,7 +473,7 @@ async fn look_for_alarms(service: Service, shutdown: CancellationToken) {
     }
 }
 
-/// Groups of deleted subvolumes stay while anybody shares their data, and those of logs until somebody looks.
+/// Groups of deleted subvolumes stay while anybody shares their data.
 async fn sweep_groups(pool: BtrfsPool, shutdown: CancellationToken) {
     loop {
         tokio::select! {

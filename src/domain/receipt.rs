@@ -64,6 +64,17 @@ impl Receipt {
         }
     }
 
+    /// Adds the subvolumes whose data has to be followed to its end; whether one was not known yet.
+    pub fn follow(&mut self, subvolumes: impl IntoIterator<Item = u64>) -> bool {
+        let known = self.subvolumes.len();
+        for id in subvolumes {
+            if !self.subvolumes.contains(&id) {
+                self.subvolumes.push(id);
+            }
+        }
+        self.subvolumes.len() > known
+    }
+
     /// Notes one thing that is gone.
     pub fn note(&mut self, what: &str, verified: impl Into<String>, at: Timestamp) {
         self.erased.push(Erased { what: what.to_owned(), verified: verified.into(), at });

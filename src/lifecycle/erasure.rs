@@ -32,6 +32,10 @@ impl Worker {
         let mut receipt = self.shared.ledger.receipt(receipt).await?;
         let target = Target::from(&*container);
         let shared = self.shared.clone();
+        // Made by a create that went on while the container was deleted.
+        if receipt.follow(shared.executor.subvolumes(self.id).await?.into_iter().map(|id| id.0)) {
+            shared.ledger.put_receipt(&receipt).await?;
+        }
         // Side by side: the kernel takes as long for the link as everything else needs together.
         let network =
             async { shared.executor.remove_part(target, "delete", &Plan::disconnect(), &mut Timings::new()).await };
@@ -42,10 +46,8 @@ impl Worker {
             shared.executor.remove_part(target, "delete", &Plan::erase_but_slot(), &mut Timings::new()).await
         };
         let (disconnected, erased) = tokio::join!(network, rest);
-        let erased = erased.and_then(|erased| disconnected.map(|_none| erased))?;
+        erased.and(disconnected)?;
         shared.executor.close(target)?;
-        let erased = erased.map(|id| id.0).filter(|id| !receipt.subvolumes.contains(id));
-        receipt.subvolumes.extend(erased);
         self.verify(target, &mut receipt).await?;
         receipt.state = Erasure::Removed;
         self.shared.ledger.bury(self.id, &receipt).await?;

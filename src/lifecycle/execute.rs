@@ -151,14 +151,13 @@ impl Executor {
         Ok(Outcome { init, timings })
     }
 
-    /// Removes what a plan says and closes the journal's entry. Gives the rootfs's id where one was deleted.
+    /// Removes what a plan says and closes the journal's entry.
     ///
     /// # Errors
     /// The first step that failed; the entry stays open then.
-    pub async fn remove(&self, target: Target, verb: &str, plan: &Plan<Remove>) -> Result<Option<SubvolumeId>, Error> {
-        let erased = self.remove_part(target, verb, plan, &mut Timings::new()).await?;
-        self.close(target)?;
-        Ok(erased)
+    pub async fn remove(&self, target: Target, verb: &str, plan: &Plan<Remove>) -> Result<(), Error> {
+        self.remove_part(target, verb, plan, &mut Timings::new()).await?;
+        self.close(target)
     }
 
     /// As [`Executor::remove`], but leaves the journal's entry open, for what is still to be removed. Goes on past errors, so that
@@ -172,19 +171,26 @@ impl Executor {
         verb: &str,
         plan: &Plan<Remove>,
         timings: &mut Timings,
-    ) -> Result<Option<SubvolumeId>, Error> {
+    ) -> Result<(), Error> {
         self.begin(target, verb)?;
         let mut first = Ok(());
-        let mut erased = None;
         for stage in &plan.stages {
             let steps = stage.iter().map(|step| timed(*step, self.remove_one(target, *step)));
-            let results = join_all(steps).await.into_iter().map(|(step, took, result)| {
-                let result = result.map(|found| erased = erased.or(found));
-                (step, took, result)
-            });
-            first = first.and(self.stage(target.id, results.collect(), timings));
+            first = first.and(self.stage(target.id, join_all(steps).await, timings));
         }
-        first.map(|()| erased)
+        first
+    }
+
+    /// The subvolumes that a container has now: its rootfs and its log.
+    ///
+    /// # Errors
+    /// The pool cannot be looked at.
+    pub async fn subvolumes(&self, id: ContainerId) -> Result<Vec<SubvolumeId>, Error> {
+        let mut found = Vec::new();
+        for path in [self.layout.pool.rootfs(id), self.layout.log_volume(id)] {
+            found.extend(self.drivers.pool.id(&path).await.map_err(Error::driver)?);
+        }
+        Ok(found)
     }
 
     /// Notes in the journal that nothing of the container is left in the kernel.
@@ -256,7 +262,7 @@ impl Executor {
         Ok(())
     }
 
-    async fn remove_one(&self, target: Target, step: Remove) -> Result<Option<SubvolumeId>, DriverError> {
+    async fn remove_one(&self, target: Target, step: Remove) -> Result<(), DriverError> {
         let drivers = &self.drivers;
         match step {
             Remove::FlushRecord => self.records.flush().await?,
@@ -264,10 +270,10 @@ impl Executor {
             Remove::Runtime => drivers.runtime.remove(target.id).await?,
             Remove::Link => drivers.links.detach(target.slot).await?,
             Remove::Rules => drivers.firewall.remove(target.slot).await?,
-            Remove::Rootfs => return Ok(drivers.pool.delete(&self.layout.pool.rootfs(target.id)).await?),
+            Remove::Rootfs => drop(drivers.pool.delete(&self.layout.pool.rootfs(target.id)).await?),
             Remove::Folders => drivers.folders.remove(target.id).await?,
         }
-        Ok(None)
+        Ok(())
     }
 
     /// The disk limit as the record has it; none where the kernel keeps none and none is asked for.

@@ -359,8 +359,8 @@ impl Ledger {
         self.settle(Durability::Flushed).await
     }
 
-    /// Marks a container as deleted, once; gives its receipt, which says from the first which subvolume has to go. From here on
-    /// it never runs again; the plan that erases it flushes the mark before it touches data. To delete it again is no change,
+    /// Marks a container as deleted, once; gives its receipt, which says from the first which subvolumes have to go. From here
+    /// on it never runs again; the plan that erases it flushes the mark before it touches data. To delete it again is no change,
     /// whatever `if_match` says.
     ///
     /// # Errors
@@ -368,7 +368,7 @@ impl Ledger {
     pub async fn tombstone(
         &self,
         id: ContainerId,
-        rootfs: Option<SubvolumeId>,
+        subvolumes: &[SubvolumeId],
         if_match: Option<u64>,
     ) -> Result<Receipt, Error> {
         let _order = self.order.lock().await;
@@ -383,7 +383,7 @@ impl Ledger {
             return Err(Error::Protected(id));
         }
         let mut receipt = Receipt::pending(id, old.project, Timestamp::now());
-        receipt.subvolumes.extend(rootfs.map(|rootfs| rootfs.0));
+        receipt.follow(subvolumes.iter().map(|id| id.0));
         let mut new = (*old).clone();
         new.receipt = Some(receipt.id);
         new.generation += 1;

@@ -30,6 +30,8 @@ const DATAGRAMS: usize = 3_000;
 const CONNECTIONS: usize = 60;
 /// The same choices each time.
 const SEED: u64 = 20_260;
+/// The last source port that a rule may name: the kernel takes ports on both sides of it (32768 to 60999, `ip_local_port_range` of ip(7)).
+const SOURCE_MAX: u16 = 40_000;
 const PORTS: [u16; 4] = [7001, 7002, 7003, 7004];
 const PEERS: [&str; 7] =
     ["198.51.100.1", "198.51.100.0/24", "10.99.0.0/16", "10.0.0.0/8", "203.0.113.1/32", "0.0.0.0/0", "169.254.0.0/16"];
@@ -51,7 +53,7 @@ fn some_rule(random: &mut StdRng, side: &str) -> String {
                 text += &format!("ports = ['{first}-{}']\n", first + random.random_range(0..2));
             }
             if random.random_bool(0.2) {
-                text += "source_ports = ['1024-40000']\n";
+                text += &format!("source_ports = ['1024-{SOURCE_MAX}']\n");
             }
         }
     }
@@ -197,7 +199,7 @@ fn connect(machine: &Machine, tenants: &[Tenant], random: &mut StdRng) {
     for _ in 0..CONNECTIONS {
         let tenant = &tenants[random.random_range(0..tenants.len())];
         let (peer, port) = (one_of(random, &[INTERNET, PRIVATE]), one_of(random, &PORTS));
-        let verdicts: BTreeSet<&str> = [1, 50_000]
+        let verdicts: BTreeSet<&str> = [SOURCE_MAX, SOURCE_MAX + 1]
             .map(|source| {
                 let payload = Payload::Tcp { source, destination: port };
                 base.verdict(&tenant.rules, &Packet { side: Side::Egress, peer, payload }, &|_, _| false).as_str()

@@ -433,7 +433,7 @@ fn a_deletion_that_meets_a_create_or_a_stop_at_any_step_leaves_nothing() {
             let ((), receipt) = join(stop, deleted).await;
             assert_eq!(receipt["state"], "complete", "round {round}: {receipt}");
             let left: Vec<_> = daemon.objects().into_iter().filter(|line| line.starts_with("deleted")).collect();
-            assert!(left.is_empty(), "round {round}: the receipt was early: {left:?}");
+            assert!(left.is_empty(), "round {round}: the receipt was early: {left:?}, {receipt}");
             client.get(&format!("/containers/{id}")).await.refused(404, "CONTAINER_NOT_FOUND");
         }
         daemon.settles_to(&before);

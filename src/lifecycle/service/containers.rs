@@ -208,8 +208,8 @@ impl Service {
     /// No such container ever was, a stale `if_match`, it is protected, an object could not be removed.
     pub async fn delete(&self, id: ContainerId, erased: bool, if_match: Option<u64>) -> Result<Receipt, Error> {
         // Known before anything is removed: a daemon that is killed in between must still follow the data to its end.
-        let rootfs = self.drivers().pool.id(&self.layout().pool.rootfs(id)).await.map_err(Error::driver)?;
-        let receipt = match self.ledger().tombstone(id, rootfs, if_match).await {
+        let subvolumes = self.inner.shared.executor.subvolumes(id).await?;
+        let receipt = match self.ledger().tombstone(id, &subvolumes, if_match).await {
             Ok(receipt) => {
                 let (reply, done) = oneshot::channel();
                 self.inner.shared.send(id, Command::Erase { tries: 0, reply })?;

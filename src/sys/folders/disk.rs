@@ -195,7 +195,7 @@ impl Folders for DiskFolders {
     }
 
     async fn remove(&self, id: ContainerId) -> Result<(), FolderError> {
-        // A subvolume that is empty is removed like a folder (rmdir(2), since Linux 4.18); its quota group is swept later.
+        // A subvolume that is empty is removed like a folder (rmdir(2), since Linux 4.18).
         self.blocking(move |layout| {
             for path in [layout.bundle(id), layout.pool.container(id)] {
                 remove_all(&path).map_err(failed("remove", &path))?;
