@@ -156,13 +156,14 @@ impl Plan<Make> {
         ])
     }
 
-    /// A process for a container that has a rootfs. Making init takes longest, so what does not need it goes beside it.
+    /// A process for a container that has a rootfs. Making init takes longest, so what does not need it goes beside it. The first
+    /// step of a stage is begun first: where another process does it, the second one's work costs no time.
     pub fn start() -> Self {
         Self::of(&[
-            &[Make::WriteBundle, Make::Prepare],
-            &[Make::CreateInit, Make::AttachLink, Make::ApplyRules],
+            &[Make::Prepare, Make::WriteBundle],
+            &[Make::CreateInit, Make::AttachLink, Make::ApplyRules, Make::FlushRecord],
             &[Make::LimitCgroup, Make::LinkUp],
-            &[Make::FlushRecord, Make::StartInit],
+            &[Make::StartInit],
         ])
     }
 
