@@ -1,12 +1,12 @@
 //! A client of the API and of the proxy, which keeps its connections as a SaaS back end does.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use serde_json::Value;
 
 /// Longer than anything may take.
-const TIMEOUT_S_MAX: u64 = 60;
+const TIMEOUT_S_MAX: u64 = 600;
 
 /// Speaks to one daemon.
 #[derive(Debug)]
@@ -25,6 +25,8 @@ pub struct Reply {
     body: Value,
     /// What `Server-Timing` says.
     pub timings: Steps,
+    /// When its head was there.
+    pub head_at: Instant,
 }
 
 impl Client {
@@ -72,12 +74,13 @@ impl Client {
 
 async fn read(request: reqwest::RequestBuilder) -> Result<Reply> {
     let response = request.send().await?;
+    let head_at = Instant::now();
     let status = response.status().as_u16();
     let header = response.headers().get("server-timing").and_then(|value| value.to_str().ok());
     let timings = header.map(steps).unwrap_or_default();
     let text = response.text().await?;
     let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
-    Ok(Reply { status, body, timings })
+    Ok(Reply { status, body, timings, head_at })
 }
 
 /// `snapshot;dur=3.2, prepare;dur=4`.
