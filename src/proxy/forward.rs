@@ -1,7 +1,6 @@
 //! One request: from its Host to a container and back.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -114,7 +113,7 @@ where
     }
     let peer = proxy.config.trusted_proxies.client(client.peer, request.headers());
     account.peer = peer;
-    let request = proxy.guarded(&route, peer, request).await?;
+    let request = proxy.guarded(&route, request, account).await?;
     let Visit { upstream, path, woken, in_use } = proxy.resolve(&route, visitor(&request), account).await?;
     let request = lead_to(request, path)?;
     let origin = Origin { peer, scheme: client.door.scheme, host: &host, request_id: id };
@@ -191,10 +190,17 @@ impl Proxy {
     }
 
     /// The request, if it may go where it asks to.
-    async fn guarded<B>(&self, route: &Route, client: SocketAddr, request: Request<B>) -> Result<Request<B>, Refusal> {
+    async fn guarded<B>(
+        &self,
+        route: &Route,
+        request: Request<B>,
+        account: &mut Account,
+    ) -> Result<Request<B>, Refusal> {
         let Some(gate) = self.routes.gate(route) else { return Ok(request) };
+        // Whoever is refused is in the log of the container that was asked for.
+        account.container = Some(gate.container.id);
         let (mut parts, body) = request.into_parts();
-        self.guard.pass(&gate, client.ip(), &mut parts).await?;
+        self.guard.pass(&gate, account.peer.ip(), &mut parts).await?;
         Ok(Request::from_parts(parts, body))
     }
 

@@ -95,6 +95,19 @@ async fn whoever_has_no_credentials_is_asked_for_them_and_gets_no_further() {
 }
 
 #[tokio::test]
+async fn whoever_is_refused_is_in_the_log_of_the_container_that_was_asked_for() {
+    let config = ProxyConfig { access_log: true, ..fast() };
+    let (bed, _container) = bed(config, vec![password("ada", "correct horse")]).await;
+    bed.ask("/private?key=1", &[&basic("eve", "guess")]).await;
+    within(bed.proxy.access().collected()).await;
+    let lines = bed.proxy.access().take();
+    let [(container, line)] = &lines[..] else { panic!("{lines:?}") };
+    assert_eq!((line.path.as_str(), line.status, line.upstream_us), ("/private", Some(401), None));
+    assert_eq!(*container, bed.table.gate.lock().unwrap().as_ref().unwrap().container.id);
+    bed.end().await;
+}
+
+#[tokio::test]
 async fn a_password_lets_in_and_does_not_reach_the_container() {
     let (bed, _container) = bed(fast(), vec![password("ada", "correct horse")]).await;
     let answer = bed.ask("/page?x=1", &[&basic("ada", "correct horse"), "Cookie: theme=dark"]).await;
