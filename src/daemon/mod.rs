@@ -31,6 +31,7 @@ use crate::config::{AcmeChallenge, Config, ConfigError};
 use crate::domain::Bytes;
 use crate::egress::dns::{Lookup, Resolver, ResolverConfig};
 use crate::egress::{Dialer, Keepalive, Relay, RelayConfig};
+use crate::exec::pool::worker_ids;
 use crate::exec::runs::Runs;
 use crate::exec::{ScriptsError, schedule};
 use crate::lifecycle::{ALARM_LOOK_MS, Drivers, Error, Report, Service};
@@ -223,12 +224,13 @@ pub async fn drivers(
         .map_err(|source| DaemonError::System("cannot speak to the kernel's network", source))?;
     tracing::info!(cgroups = ?cgroups.version(), "the host's controllers are found");
     let pool: Arc<dyn Pool> = Arc::new(opened.pool.clone());
+    let scripts = config.exec.enabled.then(|| worker_ids(config.users.uid_base));
     Ok(Drivers {
         folders: Arc::new(DiskFolders::open(layout.clone(), pool.clone())?),
         pool,
         cgroups: Arc::new(cgroups),
         links: Arc::new(links),
-        firewall: Arc::new(NftFirewall::with_doors(config.instance.clone(), config.net.subnet, doors)),
+        firewall: Arc::new(NftFirewall::of_daemon(config.instance.clone(), config.net.subnet, doors, scripts)),
         runtime,
     })
 }

@@ -266,7 +266,7 @@ fn daemons_that_share_a_host_each_hear_their_own_tenants() {
             let (instance, subnet): (Instance, Subnet) = (instance.parse().unwrap(), subnet.parse().unwrap());
             let sockets = GatewaySockets::bind(0, 0).unwrap();
             let links = VethLinks::new(instance.clone(), subnet).unwrap();
-            let firewall = NftFirewall::with_doors(instance.clone(), subnet, sockets.doors().unwrap());
+            let firewall = NftFirewall::of_daemon(instance.clone(), subnet, sockets.doors().unwrap(), None);
             let netns = Netns::new();
             links.prepare_host().await.unwrap();
             firewall.load(&[]).await.unwrap();

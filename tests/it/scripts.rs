@@ -1,13 +1,16 @@
 //! Scripts as those who write them and those who call them meet them: a real daemon, real workers, real files.
 
 use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::json;
 
-use crate::support::daemon::{Daemon, Reply, answer, play_with};
+use crate::support::daemon::{Daemon, Reply, answer, patience, play_in_lab, play_with};
+use crate::support::net::{INTERNET, METADATA};
 
 const CONFIG: &str = "[exec]\nhost = true\nwarm = 1\nworkers = 4\n";
 
@@ -159,5 +162,45 @@ fn nobody_but_the_clock_is_the_clock() {
         answer(daemon.client.request(clock, "/exec/a")).await.refused(405, "METHOD_NOT_ALLOWED");
         let own = Method::from_bytes(b"REPORT").unwrap();
         assert_eq!(answer(daemon.client.request(own, "/exec/a")).await.text, "REPORT");
+    });
+}
+
+#[test]
+fn a_script_fetches_from_the_internet_and_not_from_tenants_or_a_metadata_service() {
+    play_in_lab(CONFIG, async |daemon, lab| {
+        // One server for every address out there: whoever gets to it first is answered, and nobody else.
+        let server = lab.internet.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 80)).unwrap());
+        let answered = std::thread::spawn(move || {
+            let (mut peer, from) = server.accept().unwrap();
+            let to = peer.local_addr().unwrap();
+            let _head = peer.read(&mut [0; 1024]).unwrap();
+            peer.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok").unwrap();
+            (server, from.ip(), to.ip())
+        });
+        let project = daemon.client.create_project("fetched").await;
+        let tenant = daemon.client.create_template(&project, "crm").await;
+        let address = tenant["ip"].as_str().unwrap();
+        assert_eq!(daemon.client.page(&tenant, "/").await.status, 200);
+        write(
+            daemon,
+            "fetch.js",
+            "// @timeout 20s\nconst told = [];\nfor (const url of JSON.parse(req.rawBody.toString())) {\n  \
+             try { told.push((await fetch(url)).status) } catch (error) { told.push(String(error)) }\n}\nreturn told",
+        );
+        let clouds = ["100.100.100.200", "168.63.129.16", "192.0.0.192"].map(|address| format!("http://{address}/"));
+        let mut urls = vec![format!("http://{address}:8080/"), format!("http://{METADATA}/")];
+        urls.extend(clouds);
+        urls.push(format!("http://{INTERNET}/"));
+        let began = std::time::Instant::now();
+        let reply = post(daemon, "/fetch", &json!(urls).to_string()).await;
+        let told = reply.json.as_array().expect(&reply.text);
+        assert_eq!(told.last().unwrap(), 200, "{told:?}");
+        let refused = |answer: &serde_json::Value| answer.as_str().is_some_and(|text| text.contains("Error"));
+        assert!(told.len() == urls.len() && told[..told.len() - 1].iter().all(refused), "{told:?}");
+        assert!(began.elapsed() < patience(5), "it is refused, not left to wait");
+        let (server, _from, to) = answered.join().unwrap();
+        assert_eq!(to, INTERNET);
+        server.set_nonblocking(true).unwrap();
+        assert_eq!(server.accept().unwrap_err().kind(), ErrorKind::WouldBlock, "somebody else came");
     });
 }

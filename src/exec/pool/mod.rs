@@ -17,6 +17,7 @@ mod seat;
 
 use std::collections::VecDeque;
 use std::io::ErrorKind;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -82,6 +83,11 @@ pub enum Confine {
     },
     /// What can be given up without a privilege.
     Partial,
+}
+
+/// The ids that workers have, with this one as [`Confine::Full`]'s first.
+pub fn worker_ids(first_id: u32) -> RangeInclusive<u32> {
+    first_id + 1..=first_id + u32::from(WORKERS_MAX)
 }
 
 /// The engine: workers, warm and to be had.
@@ -226,7 +232,7 @@ impl Inner {
         let group = self.groups.as_ref().map(|groups| groups.make(seat, Bytes(memory))).transpose()?;
         let cage = match self.config.confine {
             Confine::Full { first_id, .. } => {
-                Cage::Full { id: first_id + 1 + u32::from(seat), group: group.unwrap_or_default() }
+                Cage::Full { id: worker_ids(first_id).start() + u32::from(seat), group: group.unwrap_or_default() }
             }
             Confine::Partial => Cage::Partial,
         };

@@ -1,5 +1,6 @@
 //! [`Firewall`] as the kernel keeps it: orders to the task that owns the table.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -48,9 +49,14 @@ impl NftFirewall {
         Self::rendering(Renderer::new(instance, subnet))
     }
 
-    /// As [`NftFirewall::new`], with a way for tenants to the daemon's own sockets.
-    pub fn with_doors(instance: Instance, subnet: Subnet, doors: Doors) -> Self {
-        Self::rendering(Renderer::new(instance, subnet).with_doors(doors))
+    /// As [`NftFirewall::new`], with a way for tenants to the daemon's own sockets, and with rules for the processes of these ids, which
+    /// evaluate scripts.
+    pub fn of_daemon(instance: Instance, subnet: Subnet, doors: Doors, scripts: Option<RangeInclusive<u32>>) -> Self {
+        let renderer = Renderer::new(instance, subnet).with_doors(doors);
+        Self::rendering(match scripts {
+            Some(ids) => renderer.with_scripts(ids),
+            None => renderer,
+        })
     }
 
     fn rendering(renderer: Renderer) -> Self {

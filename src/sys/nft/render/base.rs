@@ -13,6 +13,7 @@ use super::words::{by_interface, goto, matches, meta, payload, prefix, text};
 use super::{Batch, EGRESS, INGRESS, Renderer, SOURCES};
 use crate::domain::firewall::METADATA;
 
+pub(super) const OUTPUT: &str = "output";
 const FROM_TENANT: &str = "from-tenant";
 const TO_TENANT: &str = "to-tenant";
 const TO_HOST: &str = "to-host";
@@ -39,13 +40,14 @@ impl Renderer {
         let filter = NfChainType::Filter;
         batch.add(self.base_chain("forward", filter, NfHook::Forward, PRIORITY_FILTER));
         batch.add(self.base_chain("input", filter, NfHook::Input, PRIORITY_FILTER));
-        batch.add(self.base_chain("output", filter, NfHook::Output, PRIORITY_FILTER));
+        batch.add(self.base_chain(OUTPUT, filter, NfHook::Output, PRIORITY_FILTER));
         batch.add(self.base_chain("postrouting", NfChainType::NAT, NfHook::Postrouting, PRIORITY_SRCNAT));
         self.doors(batch);
         self.ways(batch);
         for (chain, statements) in self.base_rules() {
             batch.add(self.rule(chain, statements, None));
         }
+        self.scripts(batch);
     }
 
     fn maps(&self, batch: &mut Batch) {
@@ -93,7 +95,7 @@ impl Renderer {
             ("forward", vec![within("saddr"), drop()]),
             ("input", vec![from_tenants(), goto(TO_HOST)]),
             ("input", vec![within("saddr"), drop()]),
-            ("output", vec![within("daddr"), to_tenants(Operator::NEQ), drop()]),
+            (OUTPUT, vec![within("daddr"), to_tenants(Operator::NEQ), drop()]),
             (FROM_TENANT, vec![not_ipv4(), drop()]),
             (FROM_TENANT, vec![spoofed(), drop()]),
             (FROM_TENANT, vec![to_tenants(Operator::EQ), drop()]),

@@ -5,6 +5,7 @@
 //!          └ to a tenant ───► to-tenant: an answer, or ────────────────────────────────────► in-<slot>
 //!  input ─── from a tenant ─► to-host: source right, and to a door of the daemon's or an answer to this host, else dropped
 //!  output ── to an address of tenants, but not to a tenant ─► dropped
+//!          └ from a script's worker, to a tenant or a metadata service ─► refused
 //!  postrouting ─ out of this machine ─► masquerade
 //! ```
 //!
@@ -15,12 +16,14 @@
 mod base;
 mod doors;
 mod hosts;
+mod scripts;
 mod spell;
 mod tenant;
 mod ways;
 mod words;
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use nftables::schema::{Chain, FlushObject, NfCmd, NfListObject, NfObject, Rule as NftRule, Table};
 use nftables::stmt::Statement;
@@ -122,15 +125,21 @@ pub(super) struct Renderer {
     pub(super) subnet: Subnet,
     /// The daemon's own ports; `None` where it has none.
     doors: Option<Doors>,
+    /// The ids of scripts' workers; `None` where none are run.
+    scripts: Option<RangeInclusive<u32>>,
 }
 
 impl Renderer {
     pub(super) fn new(instance: Instance, subnet: Subnet) -> Self {
-        Self { instance, subnet, doors: None }
+        Self { instance, subnet, doors: None, scripts: None }
     }
 
     pub(super) fn with_doors(self, doors: Doors) -> Self {
         Self { doors: Some(doors), ..self }
+    }
+
+    pub(super) fn with_scripts(self, ids: RangeInclusive<u32>) -> Self {
+        Self { scripts: Some(ids), ..self }
     }
 
     pub(super) const fn instance(&self) -> &Instance {

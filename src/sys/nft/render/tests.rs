@@ -29,6 +29,17 @@ fn the_base_table() {
 }
 
 #[test]
+fn what_is_added_for_scripts() {
+    let (mut without, mut with) = (Batch::default(), Batch::default());
+    renderer().base(&mut without);
+    renderer().with_scripts(1_000_000_001..=1_000_000_016).base(&mut with);
+    let without: Vec<String> = without.lines().lines().map(str::to_owned).collect();
+    let added: Vec<String> =
+        with.lines().lines().filter(|line| !without.iter().any(|one| one == line)).map(str::to_owned).collect();
+    insta::assert_snapshot!(added.join("\n"));
+}
+
+#[test]
 fn one_tenants_chains() {
     let policy = r#"
         ingress.default = "drop"
