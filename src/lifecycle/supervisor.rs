@@ -77,6 +77,8 @@ pub struct Shared {
     /// Commands that are queued or at work.
     at_work: AtomicUsize,
     closing: AtomicBool,
+    /// Nothing is at work any more, or is not waited for.
+    closed: AtomicBool,
 }
 
 impl Shared {
@@ -98,6 +100,7 @@ impl Shared {
             workers: Mutex::new(HashMap::new()),
             at_work: AtomicUsize::new(0),
             closing: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
         })
     }
 
@@ -168,6 +171,12 @@ impl Shared {
         if tokio::time::timeout(patience, idle).await.is_err() {
             tracing::warn!("verbs are still at work at the end; the next start resumes or undoes them");
         }
+        self.closed.store(true, Ordering::Release);
+    }
+
+    /// Whether what happens from now on is the next daemon's to see.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
     }
 
     /// Gives the kernel back what a container that was frozen for silence has only cached, behind the caller's back.

@@ -173,7 +173,12 @@ impl Worker {
                         None => return,
                     },
                     // Cancel-safe: waiting on a pidfd takes nothing from it.
-                    exit = exit_of(self.shared.clone(), init), if init.is_some() => self.ended(exit).await,
+                    exit = exit_of(self.shared.clone(), init), if init.is_some() => {
+                        if self.shared.is_closed() {
+                            return;
+                        }
+                        self.ended(exit).await;
+                    }
                 }
             }
         }

@@ -20,6 +20,7 @@ mod tokens;
 
 use std::collections::HashMap;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode};
@@ -110,6 +111,7 @@ impl Desk {
 
     /// The next daemon on the same machine.
     async fn restarted(mut self) -> Self {
+        self.service.close(Duration::ZERO).await;
         self.service = self.lab.daemon().await;
         let monitoring = Monitoring::default();
         self.api = Api::new(self.service.clone(), self.zone.clone(), monitoring, self.shutdown.clone());
