@@ -3,7 +3,6 @@
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
-use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use reqwest::Method;
@@ -13,14 +12,6 @@ use crate::support::daemon::{Daemon, Reply, answer, patience, play_in_lab, play_
 use crate::support::net::{INTERNET, METADATA};
 
 const CONFIG: &str = "[exec]\nhost = true\nwarm = 1\nworkers = 4\n";
-
-/// Puts a file into the scripts' folder, as an editor does.
-fn write(daemon: &Daemon, name: &str, text: &str) {
-    let path = daemon.scratch().join("scripts").join(name);
-    fs::create_dir_all(path.parent().unwrap()).unwrap();
-    fs::write(&path, text).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
-}
 
 /// As a visitor without a token.
 async fn post(daemon: &Daemon, path: &str, body: &str) -> Reply {
@@ -32,14 +23,14 @@ async fn post(daemon: &Daemon, path: &str, body: &str) -> Reply {
 fn a_file_is_an_endpoint_at_once_and_an_edit_is_live() {
     play_with(CONFIG, async |daemon| {
         post(daemon, "/hello", "").await.refused(404, "SCRIPT_NOT_FOUND");
-        write(daemon, "hello.js", "return { n: 1, got: req.body.toString() }");
+        daemon.write_script("hello.js", "return { n: 1, got: req.body.toString() }");
         let reply = post(daemon, "/hello", "abc").await;
         assert_eq!((reply.status, reply.json), (200, json!({ "n": 1, "got": "abc" })));
         for n in 2..20 {
-            write(daemon, "hello.js", &format!("return {{ n: {n} }}"));
+            daemon.write_script("hello.js", &format!("return {{ n: {n} }}"));
             assert_eq!(post(daemon, "/hello", "").await.json, json!({ "n": n }));
         }
-        write(daemon, "shop/[id].ts", "const id: string = req.params.id; return { id }");
+        daemon.write_script("shop/[id].ts", "const id: string = req.params.id; return { id }");
         assert_eq!(post(daemon, "/shop/a%20b", "").await.json, json!({ "id": "a b" }));
         fs::remove_file(daemon.scratch().join("scripts/hello.js")).unwrap();
         post(daemon, "/hello", "").await.refused(404, "SCRIPT_NOT_FOUND");
@@ -49,9 +40,9 @@ fn a_file_is_an_endpoint_at_once_and_an_edit_is_live() {
 #[test]
 fn a_script_that_does_not_parse_tells_the_place_and_the_others_go_on() {
     play_with(CONFIG, async |daemon| {
-        write(daemon, "good.js", "return 'good'");
-        write(daemon, "bad.js", "// a comment\nlet x = ;\n");
-        write(daemon, "throws.js", "throw new Error('for the log alone')");
+        daemon.write_script("good.js", "return 'good'");
+        daemon.write_script("bad.js", "// a comment\nlet x = ;\n");
+        daemon.write_script("throws.js", "throw new Error('for the log alone')");
         let reply = post(daemon, "/bad", "").await;
         reply.refused(500, "SCRIPT_SYNTAX");
         assert!(reply.field().unwrap().starts_with("bad.js:2:"), "{}", reply.text);
@@ -67,8 +58,7 @@ fn a_script_that_does_not_parse_tells_the_place_and_the_others_go_on() {
 #[test]
 fn what_the_comments_say_holds() {
     play_with(CONFIG, async |daemon| {
-        write(
-            daemon,
+        daemon.write_script(
             "a.js",
             "// @cors https://shop.example\n// @token\nreturn { authorization: req.headers.authorization ?? null }",
         );
@@ -77,9 +67,9 @@ fn what_the_comments_say_holds() {
             answer(daemon.client.request(Method::GET, "/exec/a").header("origin", "https://shop.example")).await;
         assert_eq!(reply.headers["access-control-allow-origin"], "https://shop.example");
         assert_eq!((reply.status, reply.json), (200, json!({ "authorization": null })));
-        write(daemon, "slow.js", "// @timeout 200ms\nawait new Promise((done) => setTimeout(done, 5000))");
+        daemon.write_script("slow.js", "// @timeout 200ms\nawait new Promise((done) => setTimeout(done, 5000))");
         post(daemon, "/slow", "").await.refused(504, "SCRIPT_TIMEOUT");
-        write(daemon, "secret.js", "return secrets.KEY");
+        daemon.write_script("secret.js", "return secrets.KEY");
         daemon.client.put("/exec/secrets/KEY", json!({ "value": "s3cret" })).await.data(200);
         assert_eq!(post(daemon, "/secret", "").await.text, "s3cret");
         // At their own host, by the proxy.
@@ -91,9 +81,7 @@ fn what_the_comments_say_holds() {
 #[test]
 fn a_delivery_is_handled_once_also_by_the_next_daemon() {
     play_with(CONFIG, async |daemon| {
-        write(
-            daemon,
-            "hook.js",
+        daemon.write_script("hook.js",
             "// @idempotency body.id\nconst { id } = JSON.parse(req.rawBody.toString());\n\
              const project = (await tenantry.projects.list({})).length;\n\
              await new Promise((done) => setTimeout(done, 100));\nconsole.log('ran', id);\nres.status(201).json({ id, project })",
@@ -135,9 +123,7 @@ fn what_was_changed_meanwhile_is_not_deleted() {
     play_with(CONFIG, async |daemon| {
         let project = daemon.client.create_project("shop").await;
         daemon.client.create_template(&project, "app").await;
-        write(
-            daemon,
-            "a.js",
+        daemon.write_script("a.js",
             "const made = await tenantry.containers.ensure('app', { external_id: 'cus_1', start: false });\n\
              const changed = await tenantry.containers.patch(made.id, { comment: 'x' }, { if_match: made.generation });\n\
              const refused = [];\n\
@@ -157,7 +143,7 @@ fn what_was_changed_meanwhile_is_not_deleted() {
 #[test]
 fn nobody_but_the_clock_is_the_clock() {
     play_with(CONFIG, async |daemon| {
-        write(daemon, "a.js", "return req.method");
+        daemon.write_script("a.js", "return req.method");
         let clock = Method::from_bytes(b"SCHEDULE").unwrap();
         answer(daemon.client.request(clock, "/exec/a")).await.refused(405, "METHOD_NOT_ALLOWED");
         let own = Method::from_bytes(b"REPORT").unwrap();
@@ -181,8 +167,7 @@ fn a_script_fetches_from_the_internet_and_not_from_tenants_or_a_metadata_service
         let tenant = daemon.client.create_template(&project, "crm").await;
         let address = tenant["ip"].as_str().unwrap();
         assert_eq!(daemon.client.page(&tenant, "/").await.status, 200);
-        write(
-            daemon,
+        daemon.write_script(
             "fetch.js",
             "// @timeout 20s\nconst told = [];\nfor (const url of JSON.parse(req.rawBody.toString())) {\n  \
              try { told.push((await fetch(url)).status) } catch (error) { told.push(String(error)) }\n}\nreturn told",

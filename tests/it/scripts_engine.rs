@@ -14,6 +14,8 @@ use tenantry::exec::run::{Asked, Bounds, ConsoleLine, Engine, Run, RunError, Scr
 use tenantry::sys::worker::Api;
 use tokio::sync::mpsc;
 
+use crate::support::net::answer_all;
+
 /// Ids that no other test has.
 const FIRST_ID: u32 = 3_900_000_000;
 
@@ -468,20 +470,8 @@ async fn ten_thousand_connections_are_an_error_and_never_more_than_the_bound() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_that_a_run_leaves_open_are_no_harm_to_the_next() {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let rig = Rig::new("seleft", 1, 1).await;
-    let listener = tokio::net::TcpListener::bind("0.0.0.0:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let server = tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                let mut some = [0; 1024];
-                while stream.read(&mut some).await.is_ok_and(|read| read > 0) {
-                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
-                }
-            });
-        }
-    });
+    let (port, server) = answer_all().await;
     let of = |first: u8, count: u16| {
         format!(
             "let all = 0; for (let n = 1; n <= {count}; n++) try {{ all += (await (await fetch(`http://127.0.${{{first} + (n >> 7)}}.${{1 + (n & 127)}}:{port}/`)).text()).length }} catch {{}} return all"

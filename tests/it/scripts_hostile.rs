@@ -2,15 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use reqwest::Method;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 
 use crate::support::daemon::{Client, Daemon, answer, id_of, patience, play_with};
+use crate::support::net::answer_all;
 
 /// Workers, at most and kept ready.
 const WORKERS: usize = 8;
@@ -28,13 +28,6 @@ const API_P99: Duration = Duration::from_millis(50);
 const NOISE: u32 = 3;
 /// How often it is measured until it holds.
 const ATTEMPTS_MAX: usize = 3;
-
-fn write(daemon: &Daemon, name: &str, text: &str) {
-    let path = daemon.scratch().join("scripts").join(name);
-    fs::create_dir_all(path.parent().unwrap()).unwrap();
-    fs::write(&path, text).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
-}
 
 /// What each does, and the statuses that its own visitor may see.
 fn hostile(port: u16) -> Vec<(&'static str, String, &'static [u16])> {
@@ -135,7 +128,7 @@ fn keepers(daemon: &Daemon) -> Vec<u32> {
 
 /// Holds that each seat can be used, and that no more processes are there than may be.
 async fn pool_is_full_again(daemon: &Daemon) {
-    write(daemon, "waits.js", "await new Promise((go) => setTimeout(go, 300)); return 'waited'");
+    daemon.write_script("waits.js", "await new Promise((go) => setTimeout(go, 300)); return 'waited'");
     let all = join_all((0..WORKERS).map(|_| visit(&daemon.client, "waits"))).await;
     assert!(all.iter().all(|seen| *seen == (200, true)), "{all:?}");
     let left = keepers(daemon).len();
@@ -158,31 +151,14 @@ fn nothing_of_the_daemons_is_open(daemon: &Daemon) {
     }
 }
 
-/// Answers everybody at once, wherever on the loopback.
-async fn listen() -> (u16, tokio::task::JoinHandle<()>) {
-    let listener = TcpListener::bind("0.0.0.0:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let serving = tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                let mut some = [0; 1024];
-                while stream.read(&mut some).await.is_ok_and(|read| read > 0) {
-                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
-                }
-            });
-        }
-    });
-    (port, serving)
-}
-
 #[test]
 fn a_storm_of_hostile_scripts_harms_none_but_its_own_requests() {
     play_with(CONFIG, async |daemon| {
-        let (port, serving) = listen().await;
+        let (port, serving) = answer_all().await;
         let scripts = hostile(port);
-        write(daemon, "good.js", "return 'good ' + req.body");
+        daemon.write_script("good.js", "return 'good ' + req.body");
         for (name, text, _) in &scripts {
-            write(daemon, &format!("{name}.js"), text);
+            daemon.write_script(&format!("{name}.js"), text);
         }
         let project = daemon.client.create_project("watched").await;
         let id = id_of(&daemon.client.create_template(&project, "one").await);
@@ -220,9 +196,7 @@ fn a_storm_of_hostile_scripts_harms_none_but_its_own_requests() {
 fn a_script_cannot_reach_behind_the_prelude_or_speak_for_the_daemon() {
     play_with(CONFIG, async |daemon| {
         // Whatever the prelude calls is the script's own; nothing of it sees more than its own request.
-        write(
-            daemon,
-            "pollute.js",
+        daemon.write_script("pollute.js",
             "const seen = [];\n\
              const note = (v) => { try { if (v && typeof v === 'object' && ('request' in v && 'know' in v)) seen.push('host') } catch {} };\n\
              for (const proto of [Promise.prototype, Array.prototype, Map.prototype, Function.prototype, String.prototype])\n\
@@ -263,7 +237,7 @@ fn a_script_cannot_reach_behind_the_prelude_or_speak_for_the_daemon() {
                 500,
             ),
         ] {
-            write(daemon, &format!("{name}.js"), text);
+            daemon.write_script(&format!("{name}.js"), text);
             let reply = answer(daemon.client.with_token("").request(Method::POST, &format!("/exec/{name}"))).await;
             // What a script breaks of its own engine may fail, or answer what it says: never more.
             assert!(
@@ -278,7 +252,7 @@ fn a_script_cannot_reach_behind_the_prelude_or_speak_for_the_daemon() {
                 assert_eq!(reply.text, "abc");
             }
         }
-        write(daemon, "good.js", "return 'good ' + req.body");
+        daemon.write_script("good.js", "return 'good ' + req.body");
         for _ in 0..2 * WORKERS {
             let reply = answer(daemon.client.with_token("").request(Method::POST, "/exec/good").body("1")).await;
             assert_eq!(reply.text, "good 1");
@@ -291,8 +265,8 @@ fn a_script_cannot_reach_behind_the_prelude_or_speak_for_the_daemon() {
 #[test]
 fn a_script_that_everybody_asks_for_leaves_a_worker_to_the_others() {
     play_with(CONFIG, async |daemon| {
-        write(daemon, "slow.js", "await new Promise((go) => setTimeout(go, 2000)); return 'slow'");
-        write(daemon, "good.js", "return 'good'");
+        daemon.write_script("slow.js", "await new Promise((go) => setTimeout(go, 2000)); return 'slow'");
+        daemon.write_script("good.js", "return 'good'");
         let flood = join_all((0..2 * WORKERS).map(|_| visit(&daemon.client, "slow")));
         let good = async {
             tokio::time::sleep(Duration::from_millis(500)).await;
@@ -309,7 +283,7 @@ fn a_script_that_everybody_asks_for_leaves_a_worker_to_the_others() {
 #[test]
 fn visitors_who_send_slowly_or_nothing_hold_no_room_and_no_worker() {
     play_with(CONFIG, async |daemon| {
-        write(daemon, "good.js", "return 'good ' + req.body.length");
+        daemon.write_script("good.js", "return 'good ' + req.body.length");
         let mut slow = Vec::new();
         for _ in 0..200 {
             let mut stream = TcpStream::connect("127.0.0.1:7070").await.unwrap();
@@ -339,10 +313,10 @@ fn visitors_who_send_slowly_or_nothing_hold_no_room_and_no_worker() {
 #[test]
 fn a_path_leads_to_a_script_that_answers_or_nowhere() {
     play_with(CONFIG, async |daemon| {
-        write(daemon, "shop/a.js", "return 'a'");
-        write(daemon, "_private.js", "return 'private'");
-        write(daemon, ".hidden.js", "return 'hidden'");
-        write(daemon, "data.json", "{\"secret\": 1}");
+        daemon.write_script("shop/a.js", "return 'a'");
+        daemon.write_script("_private.js", "return 'private'");
+        daemon.write_script(".hidden.js", "return 'hidden'");
+        daemon.write_script("data.json", "{\"secret\": 1}");
         let long = "x".repeat(5_000);
         let cases = [
             "/_private",

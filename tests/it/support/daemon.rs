@@ -13,6 +13,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -299,6 +300,14 @@ impl Daemon {
     /// A folder for what else a test needs; goes with the daemon.
     pub fn scratch(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// Puts a file into the scripts' folder, as an editor does.
+    pub fn write_script(&self, name: &str, text: &str) {
+        let path = self.scratch().join("scripts").join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
     }
 
     /// A container's files, as they lie in the pool.

@@ -310,3 +310,21 @@ pub fn send(from: &Netns, source: Ipv4Addr, address: Ipv4Addr, port: u16, text: 
         socket.send_to(text.as_bytes(), (address, port)).map(drop)
     })
 }
+
+/// Answers everybody at once, wherever on the loopback.
+pub async fn answer_all() -> (u16, tokio::task::JoinHandle<()>) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = tokio::net::TcpListener::bind("0.0.0.0:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let serving = tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut some = [0; 1024];
+                while stream.read(&mut some).await.is_ok_and(|read| read > 0) {
+                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+                }
+            });
+        }
+    });
+    (port, serving)
+}

@@ -1,7 +1,6 @@
 //! Stripe, as a shop's server meets it: signed deliveries that come until they are taken, and an API that is told of customers' URLs.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -147,11 +146,7 @@ async fn change_customer(
 /// Copies a script of the example, changed or not, into the daemon's folder.
 pub fn install(daemon: &Daemon, name: &str, change: impl FnOnce(String) -> String) {
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/stripe/scripts").join(name);
-    let folder = daemon.scratch().join("scripts");
-    fs::create_dir_all(&folder).unwrap();
-    let path = folder.join(name);
-    fs::write(&path, change(fs::read_to_string(example).unwrap())).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+    daemon.write_script(name, &change(fs::read_to_string(example).unwrap()));
 }
 
 /// The containers of an external id; those that are going are not among them.
