@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hyper::{Method, Request, StatusCode};
+use hyper::{Method, StatusCode};
 use jiff::Timestamp;
 
 use super::Proxy;
@@ -36,18 +36,19 @@ pub(super) struct Account {
 }
 
 impl Account {
-    pub(super) fn open<B>(
+    pub(super) fn open(
         proxy: &Arc<Proxy>,
         peer: SocketAddr,
-        request: &Request<B>,
+        method: Method,
+        path: &str,
         request_id: [u8; 16],
     ) -> Box<Self> {
-        let path = if proxy.config.access_log { kept_of(request.uri().path()) } else { "" };
+        let path = if proxy.config.access_log { kept_of(path) } else { "" };
         Box::new(Self {
             proxy: Arc::clone(proxy),
             began: Instant::now(),
             peer,
-            method: request.method().clone(),
+            method,
             path: path.into(),
             request_id,
             container: None,

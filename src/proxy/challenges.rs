@@ -105,6 +105,11 @@ impl Challenges {
         Some(Ok(response))
     }
 
+    /// Whether a path is a challenge's.
+    pub(super) fn is_asked_for(path: &str) -> bool {
+        path.starts_with(PATH)
+    }
+
     /// Whether a path is a challenge's, and if so what is shown there.
     fn text_at(&self, path: &str) -> Option<Option<Arc<str>>> {
         Some(self.texts.get(path.strip_prefix(PATH)?))

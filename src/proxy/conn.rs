@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 use super::io::{ClientIo, ConnState, IoBounds};
 use super::server::Tasks;
 use super::threads::Home;
-use super::{BUFFER_BYTES_MIN, Door, Proxy, forward};
+use super::{BUFFER_BYTES_MIN, Door, Proxy, forward, plain};
 
 /// For a client of HTTP/2 to take leave once all that it asked for is answered.
 const FAREWELL_MS_MAX: Duration = Duration::from_millis(2_000);
@@ -77,7 +77,17 @@ where
         },
     };
     match is_http2 {
-        Ok(false) => serve_http1(&proxy, io, &state, client, &tasks).await,
+        Ok(false) => {
+            let plain = plain::serve(&proxy, io, &state, client, &tasks);
+            let left = tokio::select! {
+                biased;
+                left = plain => left,
+                () = tasks.abort.cancelled() => return,
+            };
+            if let Some(io) = left {
+                serve_http1(&proxy, io, &state, client, &tasks).await;
+            }
+        }
         Ok(true) => serve_http2(&proxy, io, &state, client, &tasks).await,
         Err(error) => tracing::trace!(peer = %client.peer, %error, "a client said nothing"),
     }

@@ -5,14 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hyper::body::{Body, Incoming};
-use hyper::client::conn::http1;
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
-use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
@@ -21,13 +18,13 @@ use super::body::{Answer, BodyWatch, Exchange, RequestBody, ResponseBody};
 use super::conn::Client;
 use super::headers::{self, Origin, REQUEST_ID};
 use super::io::ConnState;
-use super::pool::{Connection, Lease};
+use super::pool::{Connection, Entered, Kept, Lease, Wants};
 use super::refusal::{Refusal, wants_html};
 use super::server::Tasks;
 use super::stats::Open;
 use super::threads::Home;
 use super::tunnel::Tunnel;
-use super::{BUFFER_BYTES_MIN, Found, Occupancy, Proxy, Resolution, Upstream, Visitor};
+use super::{Found, Occupancy, Proxy, Resolution, Upstream, Visitor};
 use crate::domain::host::{HostError, Route};
 
 /// The port that a URL of https leaves out.
@@ -42,11 +39,13 @@ struct Outgoing {
 }
 
 /// Where a request goes, and what goes with it.
-struct Visit {
-    upstream: Upstream,
-    path: Option<String>,
-    woken: Vec<(String, Duration)>,
-    in_use: Option<Box<dyn Occupancy>>,
+pub(super) struct Visit {
+    pub upstream: Upstream,
+    /// Another path than the one that was asked for.
+    pub path: Option<String>,
+    /// The steps of waking the container, and how long each took.
+    pub woken: Vec<(String, Duration)>,
+    pub in_use: Option<Box<dyn Occupancy>>,
 }
 
 /// Why a connection brought no response.
@@ -73,7 +72,7 @@ where
     let exchange = Exchange::begin(Arc::clone(conn), Open::count(&proxy.counters.exchanges));
     let key = rand::random();
     let id = request_id(key);
-    let mut account = Account::open(proxy, client.peer, &request, key);
+    let mut account = Account::open(proxy, client.peer, request.method().clone(), request.uri().path(), key);
     let html = wants_html(request.headers());
     let has_body = !request.body().is_end_stream();
     match forward::<S>(proxy, client, tasks, &id, &mut account, request).await {
@@ -88,7 +87,7 @@ where
             if has_body {
                 exchange.leave_body_unread();
             }
-            Ok(refusal.response(html, id).map(|body| body.hold(exchange, account)))
+            Ok(refusal.response(html, id).map(|body| ResponseBody::full(body).hold(exchange, account)))
         }
     }
 }
@@ -111,7 +110,8 @@ where
     if let Some(port) = client.door.https_port {
         return Err(proxy.lead_to_https(&route, &host, port, request.uri()));
     }
-    let peer = proxy.config.trusted_proxies.client(client.peer, request.headers());
+    let said = request.headers().get_all("x-forwarded-for").iter().map(|value| value.to_str().unwrap_or_default());
+    let peer = proxy.config.trusted_proxies.client(client.peer, said);
     account.peer = peer;
     let request = proxy.guarded(&route, request, account).await?;
     let Visit { upstream, path, woken, in_use } = proxy.resolve(&route, visitor(&request), account).await?;
@@ -122,7 +122,10 @@ where
     let (mut response, mut lease) = proxy.send(client.home, &upstream, request, watch.as_ref()).await?;
     account.upstream = Some(sent.elapsed());
     lease.in_use = in_use;
-    add_timing(response.headers_mut(), &woken);
+    // Steps have plain names; a header that cannot be is left out. It stands beside what the container says itself.
+    if let Some(timing) = timing(&woken).and_then(|text| HeaderValue::from_str(&text).ok()) {
+        response.headers_mut().append("server-timing", timing);
+    }
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         return Ok(incoming(response, lease, watch));
     }
@@ -204,7 +207,7 @@ impl Proxy {
         Ok(Request::from_parts(parts, body))
     }
 
-    async fn resolve(&self, route: &Route, visitor: Visitor<'_>, account: &mut Account) -> Result<Visit, Refusal> {
+    pub(super) async fn resolve(&self, route: &Route, visitor: Visitor<'_>, account: &mut Account) -> Result<Visit, Refusal> {
         let found = timeout(self.config.resolve_ms_max, self.routes.resolve(route, visitor)).await;
         let Ok(Found { resolution, container, path, woken, in_use }) = found else {
             return Err(Refusal::NotReady("starting".to_owned()));
@@ -260,15 +263,14 @@ impl Proxy {
         mut request: Request<RequestBody>,
         watch: Option<&Arc<BodyWatch>>,
     ) -> Result<(Response<Incoming>, Lease), Refusal> {
-        let entered = self.pool.enter(home, upstream);
-        let slot = match Arc::clone(&entered.slots).try_acquire_owned() {
-            Ok(slot) => slot,
-            Err(_) => match timeout(self.config.connect_ms_max, entered.slots.acquire_owned()).await {
-                Ok(Ok(slot)) => slot,
-                _ => return Err(Refusal::Busy),
-            },
+        let Entered { slots, kept } = self.pool.enter(home, upstream, Wants::Any);
+        let slot = self.slot(slots).await?;
+        let kept = match kept {
+            None => None,
+            Some(Kept::Http(connection)) => Some(connection),
+            Some(Kept::Bare(stream)) => Some(self.speak_http(stream).await?),
         };
-        if let Some(mut connection) = entered.connection {
+        if let Some(mut connection) = kept {
             let spare = spare_of(&request);
             match self.exchange(&mut connection, request, watch).await {
                 Ok(response) => return Ok((response, self.lease(home, connection, upstream, slot))),
@@ -277,7 +279,7 @@ impl Proxy {
                 Err(Lost::Closed) => request = spare.ok_or(Refusal::Broken)?,
             }
         }
-        let mut connection = self.connect(upstream).await?;
+        let mut connection = self.speak_http(self.dial(upstream).await?).await?;
         match self.exchange(&mut connection, request, watch).await {
             Ok(response) => Ok((response, self.lease(home, connection, upstream, slot))),
             Err(Lost::Final(refusal)) => Err(refusal),
@@ -287,31 +289,6 @@ impl Proxy {
 
     fn lease(&self, home: Home, connection: Connection, upstream: &Upstream, slot: OwnedSemaphorePermit) -> Lease {
         Lease { connection, home, upstream: *upstream, pool: Arc::clone(&self.pool), in_use: None, _slot: slot }
-    }
-
-    /// A new connection that provably leads to this start of this container: it stood at a moment after which the
-    /// address still was the container's, and an epoch never comes back.
-    async fn connect(&self, upstream: &Upstream) -> Result<Connection, Refusal> {
-        let container = upstream.container;
-        let stream = match timeout(self.config.connect_ms_max, TcpStream::connect(upstream.addr)).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => {
-                tracing::info!(%container, addr = %upstream.addr, %error, "a container refused the connection");
-                return Err(Refusal::Unreachable);
-            }
-            Err(_) => return Err(Refusal::TimedOut),
-        };
-        if !self.routes.is_current(upstream) {
-            return Err(Refusal::NotReady("restarting".to_owned()));
-        }
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "TCP_NODELAY was refused");
-        }
-        let buffer_bytes_max = self.config.buffer_bytes_max.max(BUFFER_BYTES_MIN);
-        let mut builder = http1::Builder::new();
-        builder.max_buf_size(buffer_bytes_max);
-        let (sender, driver) = builder.handshake(TokioIo::new(stream)).await.map_err(|_| Refusal::Broken)?;
-        Ok(Connection::new(sender, driver.with_upgrades()))
     }
 
     /// One request on one connection, up to the response's head.
@@ -490,17 +467,10 @@ fn visitor<B>(request: &Request<B>) -> Visitor<'_> {
     Visitor { path: request.uri().path(), agent: agent.unwrap_or_default() }
 }
 
-/// Says how the container was woken (Server-Timing, W3C), beside what it says itself.
-fn add_timing(fields: &mut HeaderMap, woken: &[(String, Duration)]) {
-    if woken.is_empty() {
-        return;
-    }
+/// How the container was woken (Server-Timing, W3C).
+pub(super) fn timing(woken: &[(String, Duration)]) -> Option<String> {
     let step = |(name, took): &(String, Duration)| format!("{name};dur={:.1}", took.as_secs_f64() * 1e3);
-    let text = woken.iter().map(step).collect::<Vec<_>>().join(", ");
-    // Steps have plain names; a header that cannot be is left out.
-    if let Ok(value) = HeaderValue::from_str(&text) {
-        fields.append("server-timing", value);
-    }
+    (!woken.is_empty()).then(|| woken.iter().map(step).collect::<Vec<_>>().join(", "))
 }
 
 fn add_upgrade(fields: &mut HeaderMap, value: HeaderValue) {

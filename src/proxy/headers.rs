@@ -5,7 +5,7 @@
 //!
 //! No `Via` is written: it tells a tenant nothing, and servers are known to switch compression off when they see it.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::net::{IpAddr, SocketAddr};
 
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -16,9 +16,18 @@ use crate::domain::host::Scheme;
 /// The id of a request, in our responses and towards the container.
 pub(super) static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-static PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-static HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+/// Fields that are of one hop alone, beside `Connection` and those it names (RFC 9110 §7.6.1).
+static OF_THIS_HOP: [HeaderName; 8] = [
+    header::TE,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::PROXY_AUTHORIZATION,
+    header::PROXY_AUTHENTICATE,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    HeaderName::from_static("http2-settings"),
+];
+
 static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -92,18 +101,7 @@ pub(super) fn remove_hop_by_hop(headers: &mut HeaderMap) -> bool {
         named.iter().for_each(|name| remove_if_there(headers, name));
         headers.remove(header::CONNECTION);
     }
-    for name in [
-        &header::TE,
-        &header::TRANSFER_ENCODING,
-        &header::UPGRADE,
-        &header::PROXY_AUTHORIZATION,
-        &header::PROXY_AUTHENTICATE,
-        &KEEP_ALIVE,
-        &PROXY_CONNECTION,
-        &HTTP2_SETTINGS,
-    ] {
-        remove_if_there(headers, name);
-    }
+    OF_THIS_HOP.iter().for_each(|name| remove_if_there(headers, name));
     takes_trailers
 }
 
@@ -114,13 +112,42 @@ fn remove_if_there(headers: &mut HeaderMap, name: &HeaderName) {
     }
 }
 
-/// Whether a client-sent field claims who the client is. An underscore counts as a hyphen: many servers hand both to
-/// the application under one name.
-fn claims_origin(name: &str) -> bool {
-    let starts = |prefix: &str| {
-        name.len() >= prefix.len() && name.bytes().zip(prefix.bytes()).all(|(a, b)| a == b || (a == b'_' && b == b'-'))
-    };
-    starts("x-forwarded-") || name == "forwarded" || (starts("x-real-ip") && name.len() == "x-real-ip".len())
+/// Whether a field of this name, in any case, is of one hop alone; `Connection` is another.
+pub(super) fn ends_here(name: &str) -> bool {
+    OF_THIS_HOP.iter().any(|ends| ends.as_str().eq_ignore_ascii_case(name))
+}
+
+/// Whether a client-sent field of this name, in any case, claims who the client is. An underscore counts as a hyphen: many servers
+/// hand both to the application under one name.
+pub(super) fn claims_origin(name: &str) -> bool {
+    let same = |(a, b): (u8, u8)| a.eq_ignore_ascii_case(&b) || (a == b'_' && b == b'-');
+    let starts = |prefix: &str| name.len() >= prefix.len() && name.bytes().zip(prefix.bytes()).all(same);
+    let is = |whole: &str| name.len() == whole.len() && starts(whole);
+    starts("x-forwarded-") || is("forwarded") || is("x-real-ip")
+}
+
+/// Whether an `Accept` names HTML, as browsers' do and programs' do not.
+pub(super) fn names_html(accept: &[u8]) -> bool {
+    std::str::from_utf8(accept).is_ok_and(|text| text.contains("text/html"))
+}
+
+/// `Forwarded` as this hop writes it (RFC 7239).
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Forwarded<'a> {
+    pub ip: IpAddr,
+    /// A parsed Host: it has no quote and no backslash.
+    pub host: &'a str,
+    pub scheme: Scheme,
+}
+
+impl fmt::Display for Forwarded<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.ip {
+            IpAddr::V4(ip) => write!(f, "for={ip}")?,
+            IpAddr::V6(ip) => write!(f, "for=\"[{ip}]\"")?,
+        }
+        write!(f, ";host=\"{}\";proto={}", self.host, self.scheme.as_str())
+    }
 }
 
 /// Who asked for what, as the container is told.
@@ -143,12 +170,8 @@ pub(super) fn set_forwarded(headers: &mut HeaderMap, origin: Origin<'_>) {
     let _ = write!(text, "{ip}");
     insert(headers, &X_FORWARDED_FOR, &text);
     text.clear();
-    let _ = match ip {
-        IpAddr::V4(ip) => write!(text, "for={ip}"),
-        IpAddr::V6(ip) => write!(text, "for=\"[{ip}]\""),
-    };
-    // The Host was parsed: it has no quote and no backslash.
-    let _ = write!(text, ";host=\"{}\";proto={proto}", origin.host.to_str().unwrap_or_default());
+    let host = origin.host.to_str().unwrap_or_default();
+    let _ = write!(text, "{}", Forwarded { ip, host, scheme: origin.scheme });
     insert(headers, &header::FORWARDED, &text);
     headers.insert(X_FORWARDED_PROTO.clone(), HeaderValue::from_static(proto));
     headers.insert(X_FORWARDED_HOST.clone(), origin.host.clone());

@@ -121,6 +121,11 @@ impl ConnState {
         }
     }
 
+    /// The same, by the connection's own task, which looks at the stream next.
+    pub(super) fn end_exchange_here(&self) {
+        self.open.fetch_sub(1, Ordering::AcqRel);
+    }
+
     /// A response gave a chunk, which the client has to take before another is asked for.
     pub(super) fn owe(&self) {
         self.owed.fetch_add(1, Ordering::Relaxed);
@@ -210,6 +215,12 @@ impl<S> ClientIo<S> {
     pub(super) fn into_inner(self) -> S {
         debug_assert!(self.first.is_empty());
         self.inner
+    }
+
+    /// Bytes that were read, and are to be read again by another reader, whose first room is no smaller.
+    pub(super) fn unread(&mut self, bytes: &[u8]) {
+        debug_assert!(self.first.is_empty());
+        self.first = bytes.to_vec();
     }
 
     fn watch_read(&mut self, got_bytes: bool, cx: &mut Context<'_>) -> Poll<io::Error> {

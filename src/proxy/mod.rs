@@ -35,6 +35,7 @@ mod forward;
 mod guard;
 mod headers;
 mod io;
+mod plain;
 mod pool;
 mod refusal;
 mod server;
@@ -44,6 +45,7 @@ mod tests;
 mod threads;
 pub mod tls;
 mod tunnel;
+mod upstream;
 
 use std::fmt;
 use std::net::SocketAddr;

@@ -10,6 +10,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::future::poll_fn;
+use std::io;
 use std::mem;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -21,6 +22,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1::SendRequest;
 use hyper::{Request, Response};
+use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
@@ -146,11 +148,42 @@ impl Drop for Connection {
     }
 }
 
+/// A connection that waits for a request.
+#[derive(Debug)]
+pub(super) enum Kept {
+    /// Of plain exchanges, which keep no state between requests.
+    Bare(TcpStream),
+    /// Driven by hyper.
+    Http(Connection),
+}
+
+impl Kept {
+    /// Whether it stands, and nothing came unasked.
+    fn is_good(&self) -> bool {
+        match self {
+            // Looks at what the kernel has told already: a system call is made only where it told of something.
+            Self::Bare(stream) => {
+                stream.try_read(&mut [0]).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+            }
+            Self::Http(connection) => !connection.sender.is_closed(),
+        }
+    }
+}
+
+/// What a connection is wanted for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wants {
+    /// A plain exchange.
+    Bare,
+    /// Any exchange.
+    Any,
+}
+
 #[derive(Debug)]
 struct Idle {
     addr: SocketAddr,
     since: Instant,
-    connection: Connection,
+    kept: Kept,
 }
 
 #[derive(Debug)]
@@ -199,7 +232,7 @@ pub(super) struct Pool {
 #[derive(Debug)]
 pub(super) struct Entered {
     pub slots: Arc<Semaphore>,
-    pub connection: Option<Connection>,
+    pub kept: Option<Kept>,
 }
 
 impl Pool {
@@ -213,7 +246,7 @@ impl Pool {
     }
 
     /// The slots of a container, and an idle connection of this thread to exactly this upstream if there is one.
-    pub(super) fn enter(&self, home: Home, upstream: &Upstream) -> Entered {
+    pub(super) fn enter(&self, home: Home, upstream: &Upstream, wants: Wants) -> Entered {
         let now = Instant::now();
         let mut outdated = Vec::new();
         let mut entries = self.lock();
@@ -229,23 +262,24 @@ impl Pool {
             *idle_total -= outdated.len();
         }
         let slots = Arc::clone(&entry.slots);
-        let fits = |idle: &Idle| idle.addr == upstream.addr && now - idle.since < self.bounds.idle_for_max;
+        let fits = |idle: &Idle| {
+            let serves = wants == Wants::Any || matches!(idle.kept, Kept::Bare(_));
+            serves && idle.addr == upstream.addr && now - idle.since < self.bounds.idle_for_max
+        };
         let found = match entry.idle.get_mut(home.0) {
             Some(idle) if entry.epoch == upstream.epoch => idle.iter().rposition(fits).map(|at| {
                 *idle_total -= 1;
-                idle.remove(at).connection
+                idle.remove(at).kept
             }),
             _ => None,
         };
         drop(entries);
         drop(outdated);
-        Entered { slots, connection: found.filter(|c| !c.sender.is_closed()) }
+        Entered { slots, kept: found.filter(Kept::is_good) }
     }
 
-    fn put(&self, home: Home, upstream: &Upstream, connection: Connection) {
-        if connection.sender.is_closed() {
-            return;
-        }
+    /// Keeps a connection on which nothing is under way.
+    pub(super) fn put(&self, home: Home, upstream: &Upstream, kept: Kept) {
         let mut entries = self.lock();
         let Entries { by_container, idle_total } = &mut *entries;
         let Some(entry) = by_container.get_mut(&upstream.container) else { return };
@@ -255,7 +289,7 @@ impl Pool {
             && let Some(idle) = entry.idle.get_mut(home.0)
         {
             *idle_total += 1;
-            idle.push(Idle { addr: upstream.addr, since: Instant::now(), connection });
+            idle.push(Idle { addr: upstream.addr, since: Instant::now(), kept });
         }
     }
 
@@ -312,6 +346,8 @@ impl Lease {
     /// Returns the connection for the next request.
     pub(super) fn give_back(self) {
         let Self { connection, home, upstream, pool, .. } = self;
-        pool.put(home, &upstream, connection);
+        if !connection.sender.is_closed() {
+            pool.put(home, &upstream, Kept::Http(connection));
+        }
     }
 }

@@ -8,8 +8,7 @@ use hyper::body::Bytes;
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::{Response, StatusCode};
 
-use super::body::ResponseBody;
-use super::headers::REQUEST_ID;
+use super::headers::{REQUEST_ID, names_html};
 
 /// Why a request was not forwarded, or its response not delivered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -127,7 +126,7 @@ impl Refusal {
     }
 
     /// The response: HTML where the client prefers it, else the API's error form.
-    pub(super) fn response(&self, wants_html: bool, request_id: HeaderValue) -> Response<ResponseBody> {
+    pub(super) fn response(&self, wants_html: bool, request_id: HeaderValue) -> Response<Bytes> {
         let face = self.face();
         // Made by us of hex digits.
         let id = request_id.to_str().unwrap_or_default();
@@ -139,7 +138,7 @@ impl Refusal {
         } else {
             ("application/json", self.json(&face, id))
         };
-        let mut response = Response::new(ResponseBody::full(Bytes::from(text)));
+        let mut response = Response::new(Bytes::from(text));
         *response.status_mut() = face.status;
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
@@ -198,8 +197,8 @@ impl Refusal {
 }
 
 /// The answer to a probe that does not wake: it is well, and there is nothing to say.
-fn asleep(request_id: HeaderValue) -> Response<ResponseBody> {
-    let mut response = Response::new(ResponseBody::full(Bytes::new()));
+fn asleep(request_id: HeaderValue) -> Response<Bytes> {
+    let mut response = Response::new(Bytes::new());
     *response.status_mut() = StatusCode::NO_CONTENT;
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response.headers_mut().insert("tenantry-status", HeaderValue::from_static("asleep"));
@@ -207,9 +206,9 @@ fn asleep(request_id: HeaderValue) -> Response<ResponseBody> {
     response
 }
 
-/// Whether the client names HTML in its Accept, as browsers do and programs do not.
+/// Whether the client names HTML in its Accept.
 pub(super) fn wants_html(headers: &HeaderMap) -> bool {
-    headers.get_all(header::ACCEPT).iter().any(|v| v.to_str().is_ok_and(|text| text.contains("text/html")))
+    headers.get_all(header::ACCEPT).iter().any(|value| names_html(value.as_bytes()))
 }
 
 #[cfg(test)]

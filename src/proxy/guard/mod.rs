@@ -19,7 +19,6 @@ mod tries;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use hyper::HeaderMap;
 use hyper::http::request::Parts;
 use ipnetwork::IpNetwork;
 use jiff::Timestamp;
@@ -60,16 +59,13 @@ impl TrustedProxies {
     }
 
     /// Where a request comes from: the peer, or what the trusted ones before this one say, back to the first who is not one of them.
-    pub(super) fn client(&self, peer: SocketAddr, headers: &HeaderMap) -> SocketAddr {
+    /// `said` are the values of `X-Forwarded-For`.
+    pub(super) fn client<'a>(&self, peer: SocketAddr, said: impl Iterator<Item = &'a str>) -> SocketAddr {
         let mut client = peer.ip().to_canonical();
         if self.0[0].is_none() || !self.has(client) {
             return peer;
         }
-        let said: Vec<&str> = headers
-            .get_all("x-forwarded-for")
-            .iter()
-            .flat_map(|value| value.to_str().unwrap_or_default().split(','))
-            .collect();
+        let said: Vec<&str> = said.flat_map(|value| value.split(',')).collect();
         for text in said.iter().rev() {
             // Who writes what cannot be read is the last of whom anything is known.
             let Some(address) = given::address(text.trim()) else { break };

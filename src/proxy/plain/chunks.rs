@@ -1,0 +1,175 @@
+//! A chunked body (RFC 9112 §7.1), taken apart and put together anew. Pure; httparse reads sizes and trailers.
+//!
+//! Extensions and trailers end here: a client that takes trailers says so, and is not plain then.
+
+use std::io::Write as _;
+
+use super::response::Malformed;
+
+/// Fields of trailers, at most.
+const TRAILERS_MAX: usize = 32;
+/// What ends a body.
+const LAST: &[u8] = b"0\r\n\r\n";
+
+/// How far a body has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Chunks {
+    /// A chunk's size is next.
+    Size,
+    /// So much of a chunk is still to come.
+    Data(u64),
+    /// The line's end behind a chunk.
+    End,
+    /// The trailers, and the empty line behind them.
+    Trailers,
+    Done,
+}
+
+/// What a step took of the input, and how much of that was data.
+struct Step {
+    taken: usize,
+    data: usize,
+}
+
+impl Chunks {
+    /// Takes as much as is whole and appends it to `out`; how much it took, and how many bytes of data were in it.
+    ///
+    /// # Errors
+    /// It is no chunked body.
+    pub fn pass(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<(usize, u64), Malformed> {
+        let (mut at, mut data) = (0, 0);
+        while *self != Self::Done {
+            let Some(step) = self.step(input.get(at..).unwrap_or_default(), out)? else { break };
+            at += step.taken;
+            data += step.data as u64;
+        }
+        Ok((at, data))
+    }
+
+    /// One piece; `None` where there is no whole one.
+    fn step(&mut self, rest: &[u8], out: &mut Vec<u8>) -> Result<Option<Step>, Malformed> {
+        let framing = |taken| Ok(Some(Step { taken, data: 0 }));
+        match *self {
+            Self::Size => match httparse::parse_chunk_size(rest).map_err(|_| Malformed)? {
+                httparse::Status::Partial => Ok(None),
+                httparse::Status::Complete((line, size)) => {
+                    *self = if size == 0 { Self::Trailers } else { Self::Data(size) };
+                    framing(line)
+                }
+            },
+            Self::Data(left) => {
+                let length = usize::try_from(left).unwrap_or(usize::MAX).min(rest.len());
+                if length == 0 {
+                    return Ok(None);
+                }
+                put(&rest[..length], out);
+                let left = left - length as u64;
+                *self = if left == 0 { Self::End } else { Self::Data(left) };
+                Ok(Some(Step { taken: length, data: length }))
+            }
+            Self::End => match rest {
+                [b'\r', b'\n', ..] => {
+                    *self = Self::Size;
+                    framing(2)
+                }
+                [] | [b'\r'] => Ok(None),
+                _ => Err(Malformed),
+            },
+            Self::Trailers => {
+                let mut fields = [httparse::EMPTY_HEADER; TRAILERS_MAX];
+                match httparse::parse_headers(rest, &mut fields).map_err(|_| Malformed)? {
+                    httparse::Status::Partial => Ok(None),
+                    httparse::Status::Complete((length, _)) => {
+                        end(out);
+                        *self = Self::Done;
+                        framing(length)
+                    }
+                }
+            }
+            Self::Done => Ok(None),
+        }
+    }
+}
+
+/// A chunk of our own; nothing where there is no data, which would end the body.
+pub(super) fn put(data: &[u8], out: &mut Vec<u8>) {
+    if data.is_empty() {
+        return;
+    }
+    // Writing to a Vec cannot fail.
+    let _ = write!(out, "{:x}\r\n", data.len());
+    out.extend_from_slice(data);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// The end of a body.
+pub(super) fn end(out: &mut Vec<u8>) {
+    out.extend_from_slice(LAST);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Feeds pieces as they come from a socket: what is not taken comes again, with more behind it.
+    fn feed<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Result<(Chunks, Vec<u8>, u64, usize), Malformed> {
+        let (mut chunks, mut out, mut data) = (Chunks::Size, Vec::new(), 0);
+        let mut held: Vec<u8> = Vec::new();
+        for piece in pieces {
+            held.extend_from_slice(piece);
+            let (taken, bytes) = chunks.pass(&held, &mut out)?;
+            held.drain(..taken);
+            data += bytes;
+        }
+        Ok((chunks, out, data, held.len()))
+    }
+
+    #[test]
+    fn a_body_is_put_together_without_extensions_and_trailers() {
+        let body = b"5;a=b\r\nfirst\r\n4\r\nlast\r\n0;x\r\nX-Sum: 1\r\n\r\nmore";
+        let (chunks, out, data, left) = feed([body.as_slice()]).unwrap();
+        assert_eq!(chunks, Chunks::Done);
+        assert_eq!(out, b"5\r\nfirst\r\n4\r\nlast\r\n0\r\n\r\n");
+        assert_eq!((data, left), (9, 4), "what is behind it is not taken");
+    }
+
+    #[test]
+    fn what_is_no_chunk_is_refused() {
+        for body in ["zz\r\n", "-3\r\nabc", "3\r\nabcd\r\n", "3 3\r\nabc", "fffffffffffffffff\r\n", "0\r\nno colon\r\n\r\n"] {
+            assert!(feed([body.as_bytes()]).is_err(), "{body:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn however_a_body_is_cut_into_pieces_its_data_is_the_same(
+            parts in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..40), 0..6),
+            cuts in prop::collection::vec(1usize..20, 0..60),
+        ) {
+            let mut body = Vec::new();
+            parts.iter().for_each(|part| put(part, &mut body));
+            end(&mut body);
+            let mut pieces = Vec::new();
+            let mut rest = body.as_slice();
+            for cut in cuts {
+                let (piece, after) = rest.split_at(cut.min(rest.len()));
+                pieces.push(piece);
+                rest = after;
+            }
+            pieces.push(rest);
+            let (chunks, out, data, left) = feed(pieces).unwrap();
+            prop_assert_eq!(chunks, Chunks::Done);
+            prop_assert_eq!((data, left), (parts.iter().map(|part| part.len() as u64).sum(), 0));
+            // Read again in one piece, it says what went in.
+            let mut said = Vec::new();
+            let mut rest = out.as_slice();
+            while let Ok(httparse::Status::Complete((line, size))) = httparse::parse_chunk_size(rest) {
+                let size = size as usize;
+                said.extend_from_slice(&rest[line..line + size]);
+                rest = &rest[line + size + 2..];
+            }
+            prop_assert_eq!(said, parts.concat());
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! A container's response: how its body is framed (RFC 9112 §6.3), and how its head is passed on. Pure.
+
+use std::io::Write as _;
+use std::mem::MaybeUninit;
+
+use hyper::StatusCode;
+use hyper::header::HeaderValue;
+use jiff::Timestamp;
+use jiff::fmt::rfc2822::DateTimePrinter;
+
+use super::super::headers;
+use super::super::refusal::Refusal;
+use super::request::{Asked, Verb, put_field};
+
+/// The end of the last line of a head, and the empty line.
+const HEAD_END: &[u8] = b"\n\r\n";
+/// Fields of a container's head, at most: as many as hyper takes.
+const FIELDS_MAX: usize = 100;
+
+/// A container's response is not HTTP, or nothing that can be passed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the container's response is no HTTP/1.1")]
+pub(super) struct Malformed;
+
+/// Where a body ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Framing {
+    /// There is none.
+    Nothing,
+    Length(u64),
+    Chunked,
+    /// With the connection.
+    Close,
+}
+
+/// What we add to a head.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ours<'a> {
+    pub request_id: &'a str,
+    /// `Server-Timing` of a container that was woken.
+    pub timing: Option<&'a str>,
+    /// The connection ends after this response.
+    pub closes: bool,
+}
+
+/// A head that was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Head {
+    /// Another comes before the response itself (RFC 9110 §15.2).
+    Interim { length: usize },
+    Final(Final),
+}
+
+/// The head of the response itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Final {
+    pub status: StatusCode,
+    pub framing: Framing,
+    /// Whether the connection can take another request.
+    pub keeps: bool,
+    /// Bytes of the head.
+    pub length: usize,
+}
+
+/// Reads a head, and makes `out` the client's one. `None` where it is not whole.
+///
+/// # Errors
+/// It is no head of HTTP/1, one that switches protocols, or one whose body ends in two places.
+pub(super) fn read(bytes: &[u8], verb: Verb, ours: Ours<'_>, out: &mut Vec<u8>) -> Result<Option<Head>, Malformed> {
+    let mut slots = [const { MaybeUninit::uninit() }; FIELDS_MAX];
+    let mut head = httparse::Response::new(&mut []);
+    let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut head, bytes, &mut slots);
+    let httparse::Status::Complete(length) = parsed.map_err(|_| Malformed)? else { return Ok(None) };
+    let status = head.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or(Malformed)?;
+    if status == StatusCode::SWITCHING_PROTOCOLS {
+        return Err(Malformed);
+    }
+    if status.is_informational() {
+        return Ok(Some(Head::Interim { length }));
+    }
+    let seen = Seen::of(head.headers)?;
+    let is_http_1_1 = head.version == Some(1);
+    let framing = seen.framing(verb, status, is_http_1_1)?;
+    let keeps = is_http_1_1 && !seen.closes && !seen.contradicts && framing != Framing::Close;
+    out.clear();
+    let _ = write!(out, "HTTP/1.1 {} {}\r\n", status.as_str(), head.reason.unwrap_or_default());
+    put_fields(out, head.headers, &seen, status);
+    put_ours(out, &seen, framing, verb, status, ours);
+    Ok(Some(Head::Final(Final { status, framing, keeps, length })))
+}
+
+/// What a container's fields say to us.
+#[derive(Debug, Default)]
+struct Seen<'a> {
+    length: Option<u64>,
+    is_chunked: bool,
+    /// A length beside a transfer coding, which wins: one who sends both may mean either (RFC 9112 §6.1).
+    contradicts: bool,
+    closes: bool,
+    /// Names that `Connection` makes fields of this hop.
+    named: Vec<&'a str>,
+    has_date: bool,
+    has_request_id: bool,
+}
+
+impl<'a> Seen<'a> {
+    fn of(fields: &[httparse::Header<'a>]) -> Result<Self, Malformed> {
+        let mut seen = Self::default();
+        let mut codings = 0;
+        for httparse::Header { name, value } in fields {
+            let is = |other: &str| name.eq_ignore_ascii_case(other);
+            match name.len() {
+                4 if is("date") => seen.has_date = true,
+                10 if is("connection") => seen.connection(value),
+                12 if is("x-request-id") => seen.has_request_id = true,
+                14 if is("content-length") => seen.content_length(value)?,
+                17 if is("transfer-encoding") => {
+                    codings += 1;
+                    seen.is_chunked = value.eq_ignore_ascii_case(b"chunked");
+                }
+                _ => {}
+            }
+        }
+        // Nobody was told that another coding would be understood.
+        if codings > 1 || (codings == 1 && !seen.is_chunked) {
+            return Err(Malformed);
+        }
+        seen.contradicts = seen.is_chunked && seen.length.is_some();
+        Ok(seen)
+    }
+
+    fn connection(&mut self, value: &'a [u8]) {
+        for name in std::str::from_utf8(value).unwrap_or_default().split(',').map(str::trim) {
+            if name.eq_ignore_ascii_case("close") {
+                self.closes = true;
+            // Both are end to end whatever the sender says.
+            } else if !name.eq_ignore_ascii_case("keep-alive") && !name.eq_ignore_ascii_case("content-length") {
+                self.named.push(name);
+            }
+        }
+    }
+
+    /// A length, or the same one several times (RFC 9112 §6.3).
+    fn content_length(&mut self, value: &[u8]) -> Result<(), Malformed> {
+        for text in value.split(|byte| *byte == b',') {
+            let digits = text.trim_ascii();
+            let is_number = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
+            let number = std::str::from_utf8(digits).ok().filter(|_| is_number).and_then(|digits| digits.parse().ok());
+            let number: u64 = number.ok_or(Malformed)?;
+            if self.length.replace(number).is_some_and(|before| before != number) {
+                return Err(Malformed);
+            }
+        }
+        Ok(())
+    }
+
+    fn framing(&self, verb: Verb, status: StatusCode, is_http_1_1: bool) -> Result<Framing, Malformed> {
+        if verb == Verb::Head || has_no_body(status) {
+            return Ok(Framing::Nothing);
+        }
+        match (self.is_chunked, self.length) {
+            (true, _) if is_http_1_1 => Ok(Framing::Chunked),
+            // A coding that the version does not have (RFC 9112 §6.1).
+            (true, _) => Err(Malformed),
+            (false, Some(length)) => Ok(Framing::Length(length)),
+            (false, None) => Ok(Framing::Close),
+        }
+    }
+
+    fn ends(&self, name: &str) -> bool {
+        self.named.iter().any(|named| named.eq_ignore_ascii_case(name))
+    }
+}
+
+fn has_no_body(status: StatusCode) -> bool {
+    matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+}
+
+/// The fields that pass.
+fn put_fields(out: &mut Vec<u8>, fields: &[httparse::Header<'_>], seen: &Seen<'_>, status: StatusCode) {
+    for httparse::Header { name, value } in fields {
+        let is = |other: &str| name.eq_ignore_ascii_case(other);
+        // A 426 names what to upgrade to (RFC 9110 §15.5.22).
+        let is_needed = status == StatusCode::UPGRADE_REQUIRED && is("upgrade");
+        let is_framing = is("content-length") || is("connection");
+        if is_needed || !(is_framing || headers::ends_here(name) || seen.ends(name)) {
+            put_field(out, name, value);
+            if is_needed {
+                put_field(out, "connection", b"upgrade");
+            }
+        }
+    }
+}
+
+/// The fields that are ours, and the head's end.
+fn put_ours(out: &mut Vec<u8>, seen: &Seen<'_>, framing: Framing, verb: Verb, status: StatusCode, ours: Ours<'_>) {
+    let length = match framing {
+        Framing::Length(length) => Some(length),
+        // What the body would be.
+        Framing::Nothing if verb == Verb::Head && !has_no_body(status) && !seen.is_chunked => seen.length,
+        _ => None,
+    };
+    // Writing to a Vec cannot fail.
+    if let Some(length) = length {
+        let _ = write!(out, "content-length: {length}\r\n");
+    }
+    if matches!(framing, Framing::Chunked | Framing::Close) {
+        put_field(out, "transfer-encoding", b"chunked");
+    }
+    if !seen.has_date {
+        put_date(out, Timestamp::now());
+    }
+    if !seen.has_request_id {
+        put_field(out, "x-request-id", ours.request_id.as_bytes());
+    }
+    if let Some(timing) = ours.timing {
+        put_field(out, "server-timing", timing.as_bytes());
+    }
+    if ours.closes {
+        put_field(out, "connection", b"close");
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Whether a head may have ended in what was read since so many bytes were there (RFC 9112 §2.2: a line may end without CR).
+pub(super) fn may_have_ended(bytes: &[u8], seen: usize) -> bool {
+    let fresh = bytes.get(seen.saturating_sub(HEAD_END.len() - 1)..).unwrap_or_default();
+    fresh.windows(2).any(|pair| pair == b"\n\n") || fresh.windows(HEAD_END.len()).any(|end| end == HEAD_END)
+}
+
+/// A response of our own; how many bytes its body has.
+pub(super) fn put_refusal(out: &mut Vec<u8>, refusal: &Refusal, asked: &Asked<'_>, ours: Ours<'_>) -> u64 {
+    // Made by us of hex digits.
+    let id = HeaderValue::from_str(ours.request_id).unwrap_or_else(|_| HeaderValue::from_static("0"));
+    let response = refusal.response(asked.wants_html, id);
+    let (status, body) = (response.status(), response.body());
+    out.clear();
+    let _ = write!(out, "HTTP/1.1 {} {}\r\n", status.as_str(), status.canonical_reason().unwrap_or_default());
+    for (name, value) in response.headers() {
+        put_field(out, name.as_str(), value.as_bytes());
+    }
+    put_date(out, Timestamp::now());
+    if !has_no_body(status) {
+        let _ = write!(out, "content-length: {}\r\n", body.len());
+    }
+    if ours.closes {
+        put_field(out, "connection", b"close");
+    }
+    out.extend_from_slice(b"\r\n");
+    if asked.verb == Verb::Head {
+        return 0;
+    }
+    out.extend_from_slice(body);
+    body.len() as u64
+}
+
+/// Whoever passes a response on that has no date gives it one (RFC 9110 §6.6.1).
+pub(super) fn put_date(out: &mut Vec<u8>, now: Timestamp) {
+    // Fails for years beyond 9999 alone.
+    if let Ok(date) = DateTimePrinter::new().timestamp_to_rfc9110_string(&now) {
+        put_field(out, "date", date.as_bytes());
+    }
+}
