@@ -207,7 +207,12 @@ impl Proxy {
         Ok(Request::from_parts(parts, body))
     }
 
-    pub(super) async fn resolve(&self, route: &Route, visitor: Visitor<'_>, account: &mut Account) -> Result<Visit, Refusal> {
+    pub(super) async fn resolve(
+        &self,
+        route: &Route,
+        visitor: Visitor<'_>,
+        account: &mut Account,
+    ) -> Result<Visit, Refusal> {
         let found = timeout(self.config.resolve_ms_max, self.routes.resolve(route, visitor)).await;
         let Ok(Found { resolution, container, path, woken, in_use }) = found else {
             return Err(Refusal::NotReady("starting".to_owned()));

@@ -6,6 +6,8 @@ pub(super) struct Buffer {
     bytes: Vec<u8>,
     from: usize,
     to: usize,
+    /// The last read filled it: whoever reads on may find more than it holds.
+    was_filled: bool,
 }
 
 impl Buffer {
@@ -28,16 +30,16 @@ impl Buffer {
     }
 
     /// Room to read into, empty where it holds `most` bytes that nobody took. What is unread is moved to the front where that makes room;
-    /// a buffer that is full grows to twice its size.
+    /// a buffer that is full, or was filled by one read, grows to twice its size.
     pub fn room(&mut self, least: usize, most: usize) -> &mut [u8] {
-        if self.to == self.bytes.len() {
-            if self.from > 0 {
-                self.bytes.copy_within(self.from..self.to, 0);
-                (self.from, self.to) = (0, self.to - self.from);
-            }
-            if self.to == self.bytes.len() {
-                self.bytes.resize((self.bytes.len() * 2).clamp(least, most.max(least)), 0);
-            }
+        if self.to == self.bytes.len() && self.from > 0 {
+            self.bytes.copy_within(self.from..self.to, 0);
+            (self.from, self.to) = (0, self.to - self.from);
+        }
+        if self.to == self.bytes.len() || self.was_filled {
+            let grown = (self.bytes.len() * 2).clamp(least, most.max(least));
+            self.bytes.resize(grown.max(self.bytes.len()), 0);
+            self.was_filled = false;
         }
         self.bytes.get_mut(self.to..).unwrap_or_default()
     }
@@ -45,6 +47,7 @@ impl Buffer {
     /// So many bytes were read into the room.
     pub fn came(&mut self, bytes: usize) {
         self.to = (self.to + bytes).min(self.bytes.len());
+        self.was_filled = self.to == self.bytes.len();
     }
 
     /// Bytes that were read elsewhere.
@@ -57,6 +60,7 @@ impl Buffer {
 
     /// Gives memory back that only few need.
     pub fn shrink(&mut self, to: usize) {
+        self.was_filled = false;
         if self.bytes.len() > to && self.to <= to {
             self.bytes.truncate(to);
             self.bytes.shrink_to_fit();
@@ -90,5 +94,7 @@ mod tests {
         assert_eq!(buffer.unread(), b"");
         buffer.shrink(4);
         assert_eq!(read(&mut buffer, b"abcdefghij"), 4);
+        buffer.take(4);
+        assert_eq!(read(&mut buffer, b"abcdefghij"), 8, "more came than it held");
     }
 }

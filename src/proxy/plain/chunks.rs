@@ -136,7 +136,9 @@ mod tests {
 
     #[test]
     fn what_is_no_chunk_is_refused() {
-        for body in ["zz\r\n", "-3\r\nabc", "3\r\nabcd\r\n", "3 3\r\nabc", "fffffffffffffffff\r\n", "0\r\nno colon\r\n\r\n"] {
+        for body in
+            ["zz\r\n", "-3\r\nabc", "3\r\nabcd\r\n", "3 3\r\nabc", "fffffffffffffffff\r\n", "0\r\nno colon\r\n\r\n"]
+        {
             assert!(feed([body.as_bytes()]).is_err(), "{body:?}");
         }
     }

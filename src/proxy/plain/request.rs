@@ -219,3 +219,115 @@ pub(super) fn lead_to(out: &mut Vec<u8>, asked: &Asked<'_>, path: &str) -> Optio
     out.splice(from..from + asked.path().len(), path.bytes());
     Some(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(head: &str) -> Option<(Asked<'_>, String)> {
+        let mut out = Vec::new();
+        let asked = Asked::read(head.as_bytes(), &mut out)?;
+        Some((asked, String::from_utf8(out).unwrap()))
+    }
+
+    const PLAIN: &str =
+        "GET /a%20b?q=1 HTTP/1.1\r\nHost: acme.node1.localhost\r\nUser-Agent: curl/8\r\nAccept: text/html\r\n";
+
+    #[test]
+    fn a_plain_head_is_written_anew_with_our_fields_in_place_of_what_the_client_claims() {
+        let head = format!(
+            "{PLAIN}X-Forwarded-For: 6.6.6.6\r\nX_Forwarded_Host: evil\r\nForwarded: for=6.6.6.6\r\nX-Real-IP: 6.6.6.6\r\n\
+             X-Request-Id: theirs\r\nConnection: Keep-Alive\r\nCookie:a=b\r\n\r\nmore"
+        );
+        let mut out = Vec::new();
+        let asked = Asked::read(head.as_bytes(), &mut out).unwrap();
+        put_origin(
+            &mut out,
+            Origin { ip: "192.0.2.7".parse().unwrap(), scheme: Scheme::Https, host: asked.host, request_id: "ours" },
+        );
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "GET /a%20b?q=1 HTTP/1.1\r\nHost: acme.node1.localhost\r\nUser-Agent: curl/8\r\nAccept: text/html\r\n\
+             Cookie: a=b\r\nx-forwarded-for: 192.0.2.7\r\n\
+             forwarded: for=192.0.2.7;host=\"acme.node1.localhost\";proto=https\r\nx-forwarded-proto: https\r\n\
+             x-forwarded-host: acme.node1.localhost\r\nx-request-id: ours\r\n\r\n"
+        );
+        let wanted = Asked {
+            verb: Verb::Get,
+            target: "/a%20b?q=1",
+            host: "acme.node1.localhost",
+            agent: "curl/8",
+            forwarded_for: Some("6.6.6.6"),
+            wants_html: true,
+            closes: false,
+            length: head.len() - "more".len(),
+            fields: 10,
+        };
+        assert_eq!((asked, asked.path()), (wanted, "/a%20b"));
+    }
+
+    #[test]
+    fn a_head_with_anything_unusual_is_not_plain() {
+        let good = format!("{PLAIN}\r\n");
+        assert!(read(&good).is_some());
+        for field in [
+            "Content-Length: 0",
+            "Transfer-Encoding: chunked",
+            "Expect: 100-continue",
+            "Upgrade: websocket",
+            "TE: trailers",
+            "Trailer: x",
+            "Connection: upgrade",
+            "Connection: keep-alive, x-hop",
+            "Keep-Alive: 5",
+            "Proxy-Connection: close",
+            "Proxy-Authorization: Basic x",
+            "HTTP2-Settings: x",
+            "Host: acme.node1.localhost",
+            "X-Forwarded-For: 1\r\nX-Forwarded-For: 2",
+            "no colon",
+            "Space : x",
+            " folded",
+            "Null: \0",
+        ] {
+            assert!(read(&format!("{PLAIN}{field}\r\n\r\n")).is_none(), "{field}");
+        }
+        for line in [
+            "POST / HTTP/1.1",
+            "get / HTTP/1.1",
+            "OPTIONS * HTTP/1.1",
+            "GET / HTTP/1.0",
+            "GET / HTTP/2.0",
+            "GET http://acme.node1.localhost/ HTTP/1.1",
+            "GET * HTTP/1.1",
+            "GET /a b HTTP/1.1",
+            "GET /a\"b HTTP/1.1",
+            "GET /a#b HTTP/1.1",
+            "GET /\u{e4} HTTP/1.1",
+            "GET  / HTTP/1.1",
+        ] {
+            assert!(read(&good.replacen("GET /a%20b?q=1 HTTP/1.1", line, 1)).is_none(), "{line}");
+        }
+        assert!(read("GET / HTTP/1.1\r\n\r\n").is_none(), "no host");
+        assert!(read(&good[..good.len() - 1]).is_none(), "not whole");
+        let many = "X: y\r\n".repeat(FIELDS_MAX);
+        assert!(read(&format!("{PLAIN}{many}\r\n")).is_none(), "too many");
+    }
+
+    #[test]
+    fn a_client_that_closes_is_plain_and_is_not_repeated() {
+        let head = format!("{PLAIN}Connection: close\r\n\r\n");
+        let (asked, out) = read(&head).unwrap();
+        assert!(asked.closes && !out.to_lowercase().contains("connection"), "{out}");
+    }
+
+    #[test]
+    fn another_path_takes_the_place_of_the_one_that_was_asked_for() {
+        let mut out = Vec::new();
+        let head = format!("{PLAIN}\r\n");
+        let asked = Asked::read(head.as_bytes(), &mut out).unwrap();
+        assert_eq!(lead_to(&mut out, &asked, "/v2 x"), None);
+        lead_to(&mut out, &asked, "/v2/longer").unwrap();
+        assert!(out.starts_with(b"GET /v2/longer?q=1 HTTP/1.1\r\nHost: "), "{}", String::from_utf8_lossy(&out));
+    }
+}

@@ -47,7 +47,9 @@ pub(super) struct Ours<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Head {
     /// Another comes before the response itself (RFC 9110 §15.2).
-    Interim { length: usize },
+    Interim {
+        length: usize,
+    },
     Final(Final),
 }
 
@@ -259,5 +261,137 @@ pub(super) fn put_date(out: &mut Vec<u8>, now: Timestamp) {
     // Fails for years beyond 9999 alone.
     if let Ok(date) = DateTimePrinter::new().timestamp_to_rfc9110_string(&now) {
         put_field(out, "date", date.as_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OURS: Ours<'_> = Ours { request_id: "id", timing: None, closes: false };
+
+    fn passed(verb: Verb, head: &str) -> Result<Option<(Head, String)>, Malformed> {
+        let mut out = Vec::new();
+        let head = read(head.as_bytes(), verb, OURS, &mut out)?;
+        Ok(head.map(|head| (head, String::from_utf8(out).unwrap())))
+    }
+
+    fn whole(verb: Verb, head: &str) -> (Final, String) {
+        match passed(verb, head) {
+            Ok(Some((Head::Final(head), out))) => (head, out),
+            other => panic!("{head}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_head_is_written_anew_without_what_is_of_one_hop() {
+        let (head, out) = whole(
+            Verb::Get,
+            "HTTP/1.1 200 Fine\r\nDate: now\r\nConnection: X-Back, keep-alive\r\nX-Back: secret\r\nKeep-Alive: 5\r\n\
+             Content-Length: 05\r\nContent-Length: 5, 5\r\nX-End: kept\r\nTE: x\r\n\r\nhello",
+        );
+        assert_eq!(
+            out,
+            "HTTP/1.1 200 Fine\r\nDate: now\r\nX-End: kept\r\ncontent-length: 5\r\nx-request-id: id\r\n\r\n"
+        );
+        assert_eq!((head.framing, head.keeps), (Framing::Length(5), true));
+    }
+
+    #[test]
+    fn what_we_add_stands_beside_what_the_container_says() {
+        let ours = Ours { request_id: "id", timing: Some("spawn;dur=9.0"), closes: true };
+        let mut out = Vec::new();
+        let head = b"HTTP/1.1 204 No Content\r\nX-Request-Id: own\r\nServer-Timing: db;dur=1\r\n\r\n";
+        read(head, Verb::Get, ours, &mut out).unwrap().unwrap();
+        let out = String::from_utf8(out).unwrap();
+        assert!(out.contains("\r\nX-Request-Id: own\r\n") && !out.contains("x-request-id"), "{out}");
+        assert!(
+            out.contains("Server-Timing: db;dur=1\r\n") && out.contains("server-timing: spawn;dur=9.0\r\n"),
+            "{out}"
+        );
+        assert!(out.contains("\r\ndate: ") && out.ends_with("connection: close\r\n\r\n"), "{out}");
+        assert!(!out.contains("content-length") && !out.contains("transfer-encoding"), "{out}");
+    }
+
+    #[test]
+    fn a_body_ends_where_the_rules_say() {
+        for (verb, head, framing, keeps) in [
+            (Verb::Get, "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n", Framing::Length(3), true),
+            (Verb::Get, "HTTP/1.0 200 OK\r\nContent-Length: 3\r\n\r\n", Framing::Length(3), false),
+            (Verb::Get, "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: Close\r\n\r\n", Framing::Length(3), false),
+            (Verb::Get, "HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n", Framing::Chunked, true),
+            (
+                Verb::Get,
+                "HTTP/1.1 200 OK\r\nContent-Length: 9\r\nTransfer-Encoding: chunked\r\n\r\n",
+                Framing::Chunked,
+                false,
+            ),
+            (Verb::Get, "HTTP/1.1 200 OK\r\n\r\n", Framing::Close, false),
+            (Verb::Get, "HTTP/1.1 304 Not Modified\r\nContent-Length: 3\r\n\r\n", Framing::Nothing, true),
+            (Verb::Get, "HTTP/1.1 204 No Content\r\n\r\n", Framing::Nothing, true),
+            (Verb::Head, "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n", Framing::Nothing, true),
+            (Verb::Head, "HTTP/1.1 200 OK\r\n\r\n", Framing::Nothing, true),
+        ] {
+            let (passed, out) = whole(verb, head);
+            assert_eq!((passed.framing, passed.keeps, passed.length), (framing, keeps, head.len()), "{head}");
+            let told = out.contains("content-length: 3\r\n");
+            let is_told = matches!(framing, Framing::Length(_)) || (verb == Verb::Head && head.contains("Length"));
+            assert_eq!(told, is_told, "{out}");
+            assert_eq!(
+                out.contains("transfer-encoding"),
+                matches!(framing, Framing::Chunked | Framing::Close),
+                "{out}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_can_be_read_in_two_ways_is_not_passed() {
+        for head in [
+            "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 3, 4\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: +3\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length:\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\n\r\n",
+            "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nA: b\r\n folded\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nSpace : x\r\n\r\n",
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n",
+            "HTTP/1.1 099 Low\r\n\r\n",
+            "HTTP/2 200 OK\r\n\r\n",
+            "SSH-2.0-OpenSSH\r\n\r\n",
+        ] {
+            assert_eq!(passed(Verb::Get, head), Err(Malformed), "{head}");
+        }
+        assert_eq!(passed(Verb::Get, "HTTP/1.1 200 OK\r\nContent-"), Ok(None));
+        let early = "HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n";
+        let Ok(Some((Head::Interim { length }, _))) = passed(Verb::Get, early) else { panic!("it is one") };
+        assert_eq!(length, early.len());
+    }
+
+    #[test]
+    fn a_426_says_what_to_upgrade_to() {
+        let (_, out) = whole(
+            Verb::Get,
+            "HTTP/1.1 426 Upgrade Required\r\nUpgrade: TLS/1.0\r\nConnection: Upgrade\r\nContent-Length: 2\r\n\r\nno",
+        );
+        assert!(out.contains("\r\nUpgrade: TLS/1.0\r\nconnection: upgrade\r\n"), "{out}");
+    }
+
+    #[test]
+    fn a_head_that_comes_in_pieces_is_looked_at_when_it_may_be_whole() {
+        for whole in
+            ["HTTP/1.1 200 OK\r\nA: b\r\n\r\nbody", "HTTP/1.1 200 OK\nA: b\n\n", "HTTP/1.1 200 OK\r\nA: b\n\r\n"]
+        {
+            let end = whole.find("\n\n").map_or_else(|| whole.find("\n\r\n").unwrap() + 3, |at| at + 2);
+            for seen in 1..whole.len() {
+                let looked = may_have_ended(whole.as_bytes(), seen);
+                assert!(looked || seen >= end, "{whole:?} from {seen}");
+            }
+            assert!((1..end - 1).all(|to| !may_have_ended(&whole.as_bytes()[..to], 1)), "{whole:?}");
+        }
     }
 }

@@ -44,16 +44,19 @@ impl<S: Read + Write + Unpin> Side<S> {
     /// it sent any, is to leave.
     pub async fn next(&mut self, heads: &mut Buffer, mut leave: Pin<&mut impl Future<Output = ()>>) -> bool {
         heads.put(&self.ahead[..mem::take(&mut self.ahead_bytes)], HEAD_BYTES_MAX);
-        if heads.unread().is_empty() {
-            let room = heads.room(HEAD_BYTES_MAX, HEAD_BYTES_MAX);
-            let read = poll_fn(|cx| match poll_read(&mut self.io, cx, room) {
-                Poll::Ready(read) => Poll::Ready(read.unwrap_or(0)),
-                Poll::Pending => leave.as_mut().poll(cx).map(|()| 0),
-            });
-            let bytes = read.await;
-            heads.came(bytes);
+        let has_some = !heads.unread().is_empty();
+        let room = heads.room(HEAD_BYTES_MAX, HEAD_BYTES_MAX);
+        if room.is_empty() {
+            return has_some;
         }
-        !heads.unread().is_empty()
+        let read = poll_fn(|cx| match poll_read(&mut self.io, cx, room) {
+            Poll::Ready(read) => Poll::Ready(read.unwrap_or(0)),
+            Poll::Pending if has_some => Poll::Ready(0),
+            Poll::Pending => leave.as_mut().poll(cx).map(|()| 0),
+        });
+        let bytes = read.await;
+        heads.came(bytes);
+        has_some || bytes > 0
     }
 
     /// Waits for something, at most so long, while the client is there.

@@ -5,6 +5,7 @@ mod account;
 mod bounds;
 mod http2;
 mod messages;
+mod plain;
 mod smuggling;
 mod tenants;
 mod tls;
