@@ -36,6 +36,10 @@ pub const FILE_DEFAULT: &str = "/etc/tenantry/tenantry.toml";
 /// Questions a second that one tenant may be granted: fewer than the firewall lets through, so that whoever asks too much is told.
 const DNS_QUERIES_PER_S: std::ops::RangeInclusive<u32> = 1..=400;
 
+/// Paths, and words of a `User-Agent`, that do not wake, at most: each request is compared with them.
+const QUIET_WORDS_MAX: usize = 256;
+/// Bytes of one of them.
+const QUIET_WORD_BYTES_MAX: usize = 256;
 /// Networks of proxies whose word is taken, at most.
 pub const TRUSTED_PROXIES_MAX: usize = 16;
 
@@ -158,20 +162,6 @@ impl Default for Quiet {
                 "GoogleHC",
             ]),
         }
-    }
-}
-
-impl Quiet {
-    /// The same with its words in lower case, as [`Quiet::matches`] wants them.
-    pub fn lowered(&self) -> Self {
-        let agents = self.agents.iter().filter(|word| !word.is_empty()).map(|word| word.to_ascii_lowercase());
-        Self { paths: self.paths.clone(), agents: agents.collect() }
-    }
-
-    /// Whether a request is one of them; asked for every request.
-    pub fn matches(&self, path: &str, agent: &str) -> bool {
-        let agent = agent.to_ascii_lowercase();
-        self.paths.iter().any(|quiet| quiet == path) || self.agents.iter().any(|word| agent.contains(word.as_str()))
     }
 }
 
@@ -522,6 +512,14 @@ impl Config {
         if !(1..=WAKE_TIMEOUT_S_MAX).contains(&self.proxy.wake_timeout_s) {
             let problem = format!("{} is not between 1 and {WAKE_TIMEOUT_S_MAX} seconds", self.proxy.wake_timeout_s);
             return wrong("proxy.wake_timeout_s", problem);
+        }
+        for (key, words) in [("proxy.quiet.paths", &self.proxy.quiet.paths), ("proxy.quiet.agents", &self.proxy.quiet.agents)] {
+            if words.len() > QUIET_WORDS_MAX {
+                return wrong(key, format!("{} are more than {QUIET_WORDS_MAX}", words.len()));
+            }
+            if let Some(long) = words.iter().find(|word| word.len() > QUIET_WORD_BYTES_MAX) {
+                return wrong(key, format!("`{:.32}…` is longer than {QUIET_WORD_BYTES_MAX} bytes", long));
+            }
         }
         if self.proxy.trusted_proxies.len() > TRUSTED_PROXIES_MAX {
             let count = self.proxy.trusted_proxies.len();

@@ -9,6 +9,7 @@
 
 mod access_log;
 mod domains;
+mod quiet;
 mod routes;
 mod scripts;
 mod tenants;

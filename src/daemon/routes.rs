@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -9,6 +10,7 @@ use jiff::Timestamp;
 use tokio::runtime::Handle;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::quiet::Quiet;
 use crate::config;
 use crate::domain::alias::Standing;
 use crate::domain::host::{Alias, Route};
@@ -28,7 +30,7 @@ pub struct Table {
     /// Where containers are woken: the proxy's threads only serve.
     background: Handle,
     wake_timeout: Duration,
-    quiet: config::Quiet,
+    quiet: Quiet,
     scripts: Option<ScriptsHost>,
 }
 
@@ -41,7 +43,7 @@ struct ScriptsHost {
 
 /// Where a request goes, before anybody asked whether it can.
 struct Place {
-    id: ContainerId,
+    container: Arc<Container>,
     port: NonZeroU16,
     path: Option<String>,
 }
@@ -58,7 +60,7 @@ impl Table {
     /// Over this service, which does its work on this runtime.
     pub fn new(service: Service, background: Handle, config: &config::Proxy) -> Self {
         let wake_timeout = Duration::from_secs(config.wake_timeout_s.into());
-        Self { service, background, wake_timeout, quiet: config.quiet.lowered(), scripts: None }
+        Self { service, background, wake_timeout, quiet: Quiet::new(&config.quiet), scripts: None }
     }
 
     /// With a host of scripts' own, which are asked at this address. A container's alias of that name leads nowhere then.
@@ -78,17 +80,17 @@ impl Table {
     fn find(&self, route: &Route, asked: &str) -> Result<Place, Resolution> {
         match route {
             Route::Alias(alias) => match self.service.named(alias).ok_or(Resolution::Unknown)? {
-                Named::Own(container) => Ok(Place { id: container.id, port: container.settings.port, path: None }),
-                Named::Further(alias, container) => lead(&alias, &container, asked),
+                Named::Own(container) => Ok(Place { port: container.settings.port, container, path: None }),
+                Named::Further(alias, container) => lead(&alias, container, asked),
             },
             Route::Domain(domain) => {
                 let (alias, container) = self.service.at_domain(domain).ok_or(Resolution::Unknown)?;
-                lead(&alias, &container, asked)
+                lead(&alias, container, asked)
             }
             Route::Canonical { project, container, port } => {
                 let container = self.service.container(*container).map_err(|_| Resolution::Unknown)?;
-                let place = Place { id: container.id, port: *port, path: None };
-                (container.project == *project).then_some(place).ok_or(Resolution::Unknown)
+                let is_its = container.project == *project;
+                is_its.then_some(Place { container, port: *port, path: None }).ok_or(Resolution::Unknown)
             }
         }
     }
@@ -172,17 +174,12 @@ impl Table {
     }
 }
 
-/// The port of an alias; none where it leads nowhere now, which is told by whoever resolves it.
-fn port_if_good(alias: &ProxyAlias) -> Option<Option<NonZeroU16>> {
-    (alias.standing(Timestamp::now()) == Standing::Good).then_some(alias.port)
-}
-
 /// Where an alias leads, if it does now.
-fn lead(alias: &ProxyAlias, container: &Container, asked: &str) -> Result<Place, Resolution> {
+fn lead(alias: &ProxyAlias, container: Arc<Container>, asked: &str) -> Result<Place, Resolution> {
     match alias.standing(Timestamp::now()) {
         Standing::Good => Ok(Place {
-            id: container.id,
             port: alias.port.unwrap_or(container.settings.port),
+            container,
             path: alias.path_for(asked).map(ToString::to_string),
         }),
         Standing::Disabled => Err(Resolution::Disabled),
@@ -222,23 +219,22 @@ impl Routes for Table {
         if self.scripts_at(route).is_some() {
             return None;
         }
-        let (container, port) = match route {
-            Route::Alias(alias) => match self.service.named(alias)? {
-                Named::Own(container) => (container, None),
-                Named::Further(alias, container) => (container, port_if_good(&alias)?),
-            },
-            Route::Domain(domain) => {
-                let (alias, container) = self.service.at_domain(domain)?;
-                (container, port_if_good(&alias)?)
-            }
-            Route::Canonical { project, container, port } => {
-                let container = self.service.container(*container).ok()?;
-                (container.project == *project).then_some((container, Some(*port)))?
-            }
-        };
+        // Where it leads nowhere now, whoever resolves it tells so.
+        let Place { container, port, .. } = self.find(route, "/").ok()?;
         container.settings.access.as_ref()?;
-        let port = port.unwrap_or(container.settings.port).get();
-        Some(Gate { container, port })
+        Some(Gate { container, port: port.get() })
+    }
+
+    fn glance(&self, route: &Route, visitor: Visitor<'_>) -> Option<Found> {
+        if self.scripts_at(route).is_some() {
+            return None;
+        }
+        let Place { container, port, path } = self.find(route, visitor.path).ok()?;
+        if container.settings.access.is_some() {
+            return None;
+        }
+        let found = self.awake(container.id, port, self.quiet.matches(visitor.path, visitor.agent)).ok()?;
+        Some(Found { container: Some(container.id), path, ..found })
     }
 
     async fn resolve(&self, route: &Route, visitor: Visitor<'_>) -> Found {
@@ -246,7 +242,8 @@ impl Routes for Table {
             return Resolution::Upstream(upstream).into();
         }
         match self.find(route, visitor.path) {
-            Ok(Place { id, port, path }) => {
+            Ok(Place { container, port, path }) => {
+                let id = container.id;
                 let is_quiet = self.quiet.matches(visitor.path, visitor.agent);
                 let found = match self.awake(id, port, is_quiet) {
                     Ok(found) => found,

@@ -214,9 +214,14 @@ impl Proxy {
         account: &mut Account,
     ) -> Result<Visit, Refusal> {
         let found = timeout(self.config.resolve_ms_max, self.routes.resolve(route, visitor)).await;
-        let Ok(Found { resolution, container, path, woken, in_use }) = found else {
-            return Err(Refusal::NotReady("starting".to_owned()));
-        };
+        found.map_err(|_| Refusal::NotReady("starting".to_owned()))?.visit(account)
+    }
+}
+
+impl Found {
+    /// Where to go, if that is to be had.
+    pub(super) fn visit(self, account: &mut Account) -> Result<Visit, Refusal> {
+        let Self { resolution, container, path, woken, in_use } = self;
         account.container = container;
         account.woken = !woken.is_empty();
         match resolution {
@@ -233,6 +238,9 @@ impl Proxy {
             Resolution::Asleep => Err(Refusal::Asleep),
         }
     }
+}
+
+impl Proxy {
 
     /// The request as the container gets it. The header map is changed in place, not built anew.
     fn outgoing(&self, mut request: Request<Incoming>, origin: Origin<'_>) -> Outgoing {

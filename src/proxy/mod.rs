@@ -162,6 +162,12 @@ pub trait Routes: Send + Sync + 'static {
         None
     }
 
+    /// What [`Routes::gate`] and [`Routes::resolve`] would say, where one look tells: everybody may open what is behind this route, and it
+    /// takes requests now. `None` says nothing, and both are asked.
+    fn glance(&self, _route: &Route, _visitor: Visitor<'_>) -> Option<Found> {
+        None
+    }
+
     /// What is behind this route. Called once for each request; may wait, within the proxy's `resolve_ms_max`.
     async fn resolve(&self, route: &Route, visitor: Visitor<'_>) -> Found;
 

@@ -46,7 +46,7 @@ use super::pool::{Entered, Kept, Wants};
 use super::refusal::Refusal;
 use super::server::Tasks;
 use super::stats::Open;
-use super::{BUFFER_BYTES_MIN, Proxy, Upstream, Visitor};
+use super::{BUFFER_BYTES_MIN, Found, Proxy, Upstream, Visitor};
 use crate::domain::host::Route;
 use body::Body;
 use buffer::Buffer;
@@ -110,6 +110,8 @@ impl From<Refusal> for Failed {
 struct Admitted<'a> {
     asked: Asked<'a>,
     route: Route,
+    /// Where one look told where it goes.
+    found: Option<Found>,
     request_id: RequestId,
     account: Box<Account>,
 }
@@ -173,7 +175,8 @@ impl Proxy {
             return None;
         }
         let route = self.names.parse(asked.host).ok()?;
-        if self.routes.gate(&route).is_some() {
+        let found = self.routes.glance(&route, visitor(&asked));
+        if found.is_none() && self.routes.gate(&route).is_some() {
             return None;
         }
         let key = rand::random();
@@ -188,8 +191,12 @@ impl Proxy {
         request::put_origin(out, origin);
         let mut account = Account::open(self, client.peer, asked.verb.into(), asked.path(), key);
         account.peer = peer;
-        Some(Admitted { asked, route, request_id, account })
+        Some(Admitted { asked, route, found, request_id, account })
     }
+}
+
+fn visitor<'a>(asked: &Asked<'a>) -> Visitor<'a> {
+    Visitor { path: asked.path(), agent: asked.agent }
 }
 
 /// One request and its response, from here on open on its connection.
@@ -237,12 +244,14 @@ where
     }
 
     async fn forward(&mut self, admitted: &mut Admitted<'_>) -> Result<Ended, Failed> {
-        let Admitted { asked, route, request_id, account } = admitted;
+        let Admitted { asked, route, found, request_id, account } = admitted;
         let proxy = self.proxy;
-        let visitor = Visitor { path: asked.path(), agent: asked.agent };
-        let resolved = self.side.meanwhile(None, proxy.resolve(route, visitor, account)).await?;
+        let visit = match found.take() {
+            Some(found) => found.visit(account),
+            None => self.side.meanwhile(None, proxy.resolve(route, visitor(asked), account)).await?,
+        };
         // Held to the end: until then the container is in use.
-        let Visit { upstream, path, woken, in_use: _in_use } = resolved?;
+        let Visit { upstream, path, woken, in_use: _in_use } = visit?;
         if let Some(path) = path {
             request::lead_to(&mut self.work.request, asked, &path).ok_or(Refusal::BadTarget)?;
         }
