@@ -1,10 +1,12 @@
 //! The reverse proxy in front of the tenants: the Host says which container, the bytes go there and back.
 //!
 //! ```text
-//! client ──► server (accept) ──► tls ──► conn (HTTP/1.1 or 2) ──► forward (Host → Routes → Upstream) ──► pool ──► container
-//!                                                                  │ headers: hop-by-hop off, forwarded on
-//!                                                                  │ body: streamed, back-pressure kept
-//!                                                                  └ 101 ──► tunnel
+//! client ──► server (accept) ──► tls ──► conn ─► plain (nearly all requests of HTTP/1.1) ─────────────┐
+//!                                         │        │ from the first other one on                      ▼
+//!                                         └► hyper (HTTP/1.1 and 2) ──► forward (Host → Upstream) ──► pool ──► container
+//!                                                                        │ headers: hop-by-hop off, forwarded on
+//!                                                                        │ body: streamed, back-pressure kept
+//!                                                                        └ 101 ──► tunnel
 //! ```
 //!
 //! Invariants
