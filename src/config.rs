@@ -18,6 +18,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::domain::dns::{NAME_SERVERS_MAX, NameServer};
+use crate::domain::alias::PortRange;
 use crate::domain::host::{CustomDomain, HostNames, Scheme};
 use crate::domain::{Bytes, BytesPerSecond, CpuMillis, Instance, Limits, Pids, Slot, Subnet, slot};
 
@@ -130,6 +131,8 @@ pub struct Proxy {
     /// environment: with commas.
     #[serde(deserialize_with = "one_or_many")]
     pub trusted_proxies: Vec<IpNetwork>,
+    /// Ports of this host for aliases of raw TCP, as `20000-20099`, at the address of `listen`; none: there are no such aliases.
+    pub tcp_ports: Option<PortRange>,
     /// Whether each container has a log of what is asked of its URL.
     pub access_log: bool,
     /// Requests that do not wake a container: 204 while it sleeps, and as any other while it is awake.
@@ -388,6 +391,7 @@ impl Default for Proxy {
             scheme: None,
             wake_timeout_s: 30,
             trusted_proxies: Vec::new(),
+            tcp_ports: None,
             access_log: true,
             quiet: Quiet::default(),
         }
@@ -525,6 +529,7 @@ impl Config {
             let count = self.proxy.trusted_proxies.len();
             return wrong("proxy.trusted_proxies", format!("{count} are more than {TRUSTED_PROXIES_MAX}"));
         }
+        self.validate_tcp_ports()?;
         if self.proxy.redirect_to_https && self.proxy.tls_listen.is_none() {
             return wrong("proxy.redirect_to_https", "nobody would be served: proxy.tls_listen is not set".to_owned());
         }
@@ -549,6 +554,18 @@ impl Config {
             return wrong("users.uid_base", format!("{} leaves no room for 65536 ids a slot", self.users.uid_base));
         }
         Ok(self)
+    }
+
+    fn validate_tcp_ports(&self) -> Result<(), ConfigError> {
+        let Some(range) = self.proxy.tcp_ports else { return Ok(()) };
+        let own = [Some(self.api.listen), Some(self.proxy.listen), self.proxy.tls_listen];
+        match own.into_iter().flatten().find(|own| range.has(own.port())) {
+            Some(own) => {
+                let problem = format!("{range} has {} in it, which this daemon listens on itself", own.port());
+                Err(ConfigError::Value { key: "proxy.tcp_ports", problem })
+            }
+            None => Ok(()),
+        }
     }
 
     fn validate_acme(&self) -> Result<(), ConfigError> {

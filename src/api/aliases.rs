@@ -34,7 +34,7 @@ impl FromQuery for AliasesQuery {
 
 fn view(api: &Api, alias: &ProxyAlias) -> AliasView {
     let names = api.service.host_names();
-    AliasView::new(alias, names.url_for_alias(&alias.alias), names.host_of_alias(&alias.alias))
+    AliasView::new(alias, alias.url(names), names.host_of_alias(&alias.alias))
 }
 
 /// An alias of a container that this token may know of.
@@ -61,7 +61,7 @@ pub async fn create(
     let new = body.into_new(Timestamp::now())?;
     caller.own(&api.service, new.container)?;
     may_vouch(&caller, &new.settings)?;
-    let alias = api.service.create_alias(new).await?;
+    let alias = api.service.create_alias(new, &*api.ports).await?;
     Ok(Answer::created("Proxy alias created successfully", view(&api, &alias)).about(alias.container).made(alias.id))
 }
 

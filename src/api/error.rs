@@ -218,6 +218,11 @@ fn verdict(error: &Error) -> Verdict {
         Error::AliasInUse { what: What::Image, .. } => say(S::CONFLICT, "IMAGE_NAME_IN_USE"),
         Error::AliasInUse { what: What::Token, .. } => say(S::CONFLICT, "TOKEN_ALIAS_IN_USE"),
         Error::AliasInUse { what: What::Alias, .. } => say(S::CONFLICT, "PROXY_ALIAS_IN_USE"),
+        Error::ListenPortInUse(_) => say(S::CONFLICT, "LISTEN_PORT_IN_USE"),
+        Error::NoListenPort(_) => say(S::BAD_REQUEST, "INVALID_LISTEN_PORT"),
+        Error::NoListenPorts => say(S::UNPROCESSABLE_ENTITY, "TCP_UNSUPPORTED"),
+        Error::ListenPortsUsedUp(_) => say(S::CONFLICT, "LISTEN_PORTS_USED_UP"),
+        Error::NotOfProgram { .. } => say(S::BAD_REQUEST, "NOT_OF_PROGRAM"),
         Error::NoDomain => say(S::BAD_REQUEST, "PROXY_ALIAS_NO_DOMAIN"),
         Error::OwnDomain(_) => say(S::BAD_REQUEST, "INVALID_DOMAIN"),
         Error::NotProven { .. } => say(S::CONFLICT, "DOMAIN_NOT_VERIFIED"),
@@ -296,6 +301,8 @@ fn driver(error: &DriverError) -> Verdict {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU16;
+
     use super::*;
     use crate::domain::firewall::{OwnRulesError, Side};
     use crate::domain::{Bytes, ContainerId, Status, Verb};
@@ -337,6 +344,11 @@ mod tests {
             (Error::AliasInUse { what: What::Token, name: name() }, 409, "TOKEN_ALIAS_IN_USE"),
             (Error::AliasInUse { what: What::Alias, name: name() }, 409, "PROXY_ALIAS_IN_USE"),
             (Error::AliasLimit { max: 64 }, 400, "PROXY_ALIAS_LIMIT"),
+            (Error::ListenPortInUse(NonZeroU16::MAX), 409, "LISTEN_PORT_IN_USE"),
+            (Error::NoListenPort("1-2".parse().unwrap()), 400, "INVALID_LISTEN_PORT"),
+            (Error::NoListenPorts, 422, "TCP_UNSUPPORTED"),
+            (Error::ListenPortsUsedUp("1-2".parse().unwrap()), 409, "LISTEN_PORTS_USED_UP"),
+            (Error::NotOfProgram { field: "wake", program: "http" }, 400, "NOT_OF_PROGRAM"),
             (Error::NoDomain, 400, "PROXY_ALIAS_NO_DOMAIN"),
             (Error::OwnDomain("a.b".parse().unwrap()), 400, "INVALID_DOMAIN"),
             (Error::ProjectLimit { max: 3 }, 400, "PROJECT_CONTAINER_LIMIT"),

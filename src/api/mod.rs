@@ -52,7 +52,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::exec::Scripts;
 use crate::exec::runs::Runs;
-use crate::lifecycle::{Names, Service};
+use crate::lifecycle::{HostPorts, Names, Service};
 
 pub use metrics::Monitoring;
 pub use server::serve;
@@ -64,6 +64,7 @@ pub const BASE: &str = "/api/v1";
 pub struct Api {
     service: Service,
     names: Arc<dyn Names>,
+    ports: Arc<dyn HostPorts>,
     keys: Arc<idempotency::Keys>,
     followers: follow::Followers,
     requests: Arc<metrics::Requests>,
@@ -73,11 +74,17 @@ pub struct Api {
 }
 
 impl Api {
-    /// Over a service; domains are verified by `names`, and answers that would not end by themselves do so at `shutdown`.
-    pub fn new(service: Service, names: Arc<dyn Names>, monitoring: Monitoring, shutdown: CancellationToken) -> Self {
+    /// Over a service; domains are verified by `names`, aliases of raw TCP have their `ports`, and answers that would not end by themselves do so at `shutdown`.
+    pub fn new(
+        service: Service,
+        names: Arc<dyn Names>,
+        ports: Arc<dyn HostPorts>,
+        monitoring: Monitoring,
+        shutdown: CancellationToken,
+    ) -> Self {
         let (keys, requests) = (Arc::new(idempotency::Keys::new(&service)), Arc::default());
         let followers = follow::Followers::new(shutdown);
-        Self { service, names, keys, followers, requests, monitoring, door: auth::Door::Tokens, hosted: None }
+        Self { service, names, ports, keys, followers, requests, monitoring, door: auth::Door::Tokens, hosted: None }
     }
 
     /// With scripts, which answer and are managed.

@@ -15,8 +15,8 @@ use crate::lifecycle::tests::Lab;
 /// Over a machine in memory.
 async fn api() -> (Lab, Api) {
     let (lab, service, _) = Lab::new().await;
-    let names = std::sync::Arc::new(super::super::tests::Zone::default());
-    (lab, Api::new(service, names, Monitoring::default(), CancellationToken::new()))
+    let zone = std::sync::Arc::new(super::super::tests::Zone::default());
+    (lab, Api::new(service, zone.clone(), zone, Monitoring::default(), CancellationToken::new()))
 }
 
 async fn send(method: &str, path: &str, headers: &[(&str, &str)]) -> Response {

@@ -15,7 +15,7 @@ use super::{Context, resolve};
 pub enum Command {
     /// Give a container a further name
     #[command(
-        after_help = "Examples:\n  tenantry alias create acme --alias acme-crm\n  tenantry alias create acme --alias docs --target-path /docs --allow-path-override\n  tenantry alias create acme --expires-at 2030-01-31T00:00:00Z"
+        after_help = "Examples:\n  tenantry alias create acme --alias acme-crm\n  tenantry alias create acme --alias docs --target-path /docs --allow-path-override\n  tenantry alias create acme --expires-at 2030-01-31T00:00:00Z\n  tenantry alias create acme --program tcp --port 5432"
     )]
     Create {
         /// The container's name or id
@@ -23,6 +23,12 @@ pub enum Command {
         /// The container's project: alias or id
         #[arg(short, long)]
         project: Option<String>,
+        /// What is spoken there: http, or tcp for anything, at a port of the host's own
+        #[arg(long)]
+        program: Option<String>,
+        /// The port of the host for an alias of tcp; left out: one that is free
+        #[arg(long, value_name = "PORT")]
+        listen_port: Option<u16>,
         #[command(flatten)]
         leads: Leads,
     },
@@ -85,6 +91,9 @@ pub struct Leads {
     /// The port it leads to, in the place of the container's own
     #[arg(long)]
     port: Option<u16>,
+    /// Whether a connection to an alias of tcp wakes the container
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    wake: Option<bool>,
     /// The path every request goes to
     #[arg(long, value_name = "PATH")]
     target_path: Option<String>,
@@ -101,16 +110,19 @@ impl Leads {
         given(json!({
             "alias": self.alias, "port": self.port, "target_path": self.target_path,
             "allow_path_override": self.allow_path_override, "expires_at": self.expires_at,
-            "domain": self.domain, "verified": self.verified
+            "domain": self.domain, "verified": self.verified, "wake": self.wake
         }))
     }
 }
 
-const FIELDS: [&str; 11] = [
+const FIELDS: [&str; 14] = [
     "id",
     "alias",
     "container_id",
     "url",
+    "program",
+    "listen_port",
+    "wake",
     "port",
     "target_path",
     "enabled",
@@ -124,9 +136,10 @@ const FIELDS: [&str; 11] = [
 pub async fn run(command: Command, context: &Context) -> anyhow::Result<ExitCode> {
     let (client, out) = (&context.client, context.out);
     match command {
-        Command::Create { container, project, leads } => {
+        Command::Create { container, project, program, listen_port, leads } => {
             let id = resolve::container(context, &container, project.as_deref()).await?;
             let mut body = leads.into_body();
+            body.extend(given(json!({ "program": program, "listen_port": listen_port })));
             body.insert("container_id".to_owned(), id.into());
             let made = client.send(client.request(Method::POST, "/proxy/aliases").json(&body)).await?;
             out.one(&made, &FIELDS)?;

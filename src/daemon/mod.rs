@@ -9,6 +9,7 @@
 
 mod access_log;
 mod domains;
+mod ports;
 mod quiet;
 mod routes;
 mod scripts;
@@ -330,6 +331,8 @@ impl Daemon {
             doors.wait().await;
             served.cancel();
         });
+        let ports = Arc::new(ports::Ports::new(config.proxy.listen.ip(), config.proxy.tcp_ports));
+        beside.spawn(Arc::clone(&ports).serve(service.clone(), Arc::clone(&proxy), shutdown.clone()));
         beside.spawn(serve_tenants(&config, &service, gateway, shutdown.clone()));
         beside.spawn(watch_idle(service.clone(), shutdown.clone()));
         beside.spawn(trim_logs(service.clone(), shutdown.clone()));
@@ -344,7 +347,7 @@ impl Daemon {
         let dialer = Dialer::new(config.net.subnet, config.relay.allow_local_proxies);
         let names = Arc::new(Lookup::new(config.dns.upstreams.clone(), dialer));
         let monitoring = Monitoring { open: config.api.metrics_open, sources: vec![proxy] };
-        let surface = Api::new(service.clone(), names, monitoring, shutdown.clone());
+        let surface = Api::new(service.clone(), names, ports, monitoring, shutdown.clone());
         let surface = match &scripts {
             Some(hosting) => surface.with_scripts(hosting.scripts.clone()),
             None => surface,

@@ -12,7 +12,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::quiet::Quiet;
 use crate::config;
-use crate::domain::alias::Standing;
+use crate::domain::alias::{Program, Standing};
 use crate::domain::host::{Alias, Route};
 use crate::domain::{Container, ContainerId, PauseReason, Phase, ProxyAlias};
 use crate::lifecycle::{InUse, Named, NotAwake, Service, Timings, Use, Wanted, Woken};
@@ -46,6 +46,8 @@ struct Place {
     container: Arc<Container>,
     port: NonZeroU16,
     path: Option<String>,
+    /// Whether a visitor by this way wakes it.
+    wakes: bool,
 }
 
 /// What a container's phase means to a request.
@@ -80,17 +82,26 @@ impl Table {
     fn find(&self, route: &Route, asked: &str) -> Result<Place, Resolution> {
         match route {
             Route::Alias(alias) => match self.service.named(alias).ok_or(Resolution::Unknown)? {
-                Named::Own(container) => Ok(Place { port: container.settings.port, container, path: None }),
+                Named::Own(container) => {
+                    Ok(Place { port: container.settings.port, container, path: None, wakes: true })
+                }
+                // It is reached at its port.
+                Named::Further(alias, _) if alias.listen_port().is_some() => Err(Resolution::Unknown),
                 Named::Further(alias, container) => lead(&alias, container, asked),
             },
             Route::Domain(domain) => {
                 let (alias, container) = self.service.at_domain(domain).ok_or(Resolution::Unknown)?;
                 lead(&alias, container, asked)
             }
+            Route::Port(port) => {
+                let (alias, container) = self.service.at_port(*port).ok_or(Resolution::Unknown)?;
+                lead(&alias, container, asked)
+            }
             Route::Canonical { project, container, port } => {
                 let container = self.service.container(*container).map_err(|_| Resolution::Unknown)?;
                 let is_its = container.project == *project;
-                is_its.then_some(Place { container, port: *port, path: None }).ok_or(Resolution::Unknown)
+                let place = Place { container, port: *port, path: None, wakes: true };
+                is_its.then_some(place).ok_or(Resolution::Unknown)
             }
         }
     }
@@ -181,6 +192,7 @@ fn lead(alias: &ProxyAlias, container: Arc<Container>, asked: &str) -> Result<Pl
             port: alias.port.unwrap_or(container.settings.port),
             container,
             path: alias.path_for(asked).map(ToString::to_string),
+            wakes: !matches!(alias.program, Program::Tcp { wakes: false, .. }),
         }),
         Standing::Disabled => Err(Resolution::Disabled),
         Standing::Expired => Err(Resolution::Expired),
@@ -229,11 +241,12 @@ impl Routes for Table {
         if self.scripts_at(route).is_some() {
             return None;
         }
-        let Place { container, port, path } = self.find(route, visitor.path).ok()?;
+        let Place { container, port, path, wakes } = self.find(route, visitor.path).ok()?;
         if container.settings.access.is_some() {
             return None;
         }
-        let found = self.awake(container.id, port, self.quiet.matches(visitor.path, visitor.agent)).ok()?;
+        let is_quiet = !wakes || self.quiet.matches(visitor.path, visitor.agent);
+        let found = self.awake(container.id, port, is_quiet).ok()?;
         Some(Found { container: Some(container.id), path, ..found })
     }
 
@@ -242,9 +255,9 @@ impl Routes for Table {
             return Resolution::Upstream(upstream).into();
         }
         match self.find(route, visitor.path) {
-            Ok(Place { container, port, path }) => {
+            Ok(Place { container, port, path, wakes }) => {
                 let id = container.id;
-                let is_quiet = self.quiet.matches(visitor.path, visitor.agent);
+                let is_quiet = !wakes || self.quiet.matches(visitor.path, visitor.agent);
                 let found = match self.awake(id, port, is_quiet) {
                     Ok(found) => found,
                     Err(in_use) => {

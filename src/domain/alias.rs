@@ -7,7 +7,7 @@ use std::str::FromStr;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::host::{Alias, CustomDomain};
+use super::host::{Alias, CustomDomain, HostNames};
 use super::id::{AliasId, ContainerId};
 
 /// Aliases of one container, at most; its own one is not counted.
@@ -103,6 +103,78 @@ impl Custom {
     }
 }
 
+/// What is spoken at an alias.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Program {
+    /// HTTP, at the port of all names.
+    #[default]
+    Http,
+    /// Anything over TCP, at a port of its own.
+    Tcp {
+        /// The port of this host that leads to the container: unique on this host, and stays.
+        listen_port: NonZeroU16,
+        /// Whether a connection wakes the container.
+        wakes: bool,
+    },
+}
+
+/// A text that is no range of ports.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no range of ports: two of 1–65535 are wanted, as in 20000-20099")]
+pub struct PortRangeError(String);
+
+/// Ports of this host that are for aliases of raw TCP: from the first to the last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct PortRange {
+    first: NonZeroU16,
+    last: NonZeroU16,
+}
+
+impl PortRange {
+    /// Whether a port is one of them.
+    pub fn has(self, port: u16) -> bool {
+        (self.first.get()..=self.last.get()).contains(&port)
+    }
+
+    /// All of them.
+    pub fn ports(self) -> impl Iterator<Item = NonZeroU16> {
+        (self.first.get()..=self.last.get()).filter_map(NonZeroU16::new)
+    }
+}
+
+impl FromStr for PortRange {
+    type Err = PortRangeError;
+    fn from_str(text: &str) -> Result<Self, PortRangeError> {
+        let read = || {
+            let (first, last) = text.split_once('-')?;
+            let (first, last) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+            (first <= last).then_some(Self { first, last })
+        };
+        read().ok_or_else(|| PortRangeError(text.chars().take(32).collect()))
+    }
+}
+
+impl TryFrom<String> for PortRange {
+    type Error = PortRangeError;
+    fn try_from(text: String) -> Result<Self, PortRangeError> {
+        text.parse()
+    }
+}
+
+impl From<PortRange> for String {
+    fn from(range: PortRange) -> String {
+        range.to_string()
+    }
+}
+
+impl fmt::Display for PortRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.first, self.last)
+    }
+}
+
 /// A further name of a container. It goes with the container, and is not copied.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProxyAlias {
@@ -115,6 +187,9 @@ pub struct ProxyAlias {
     /// A domain of the customer's that leads to the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub custom: Option<Custom>,
+    /// What is spoken there.
+    #[serde(default)]
+    pub program: Program,
     /// The port it leads to; `None`: the container's own, whatever that becomes.
     pub port: Option<NonZeroU16>,
     /// The path it leads to; `None`: what was asked for.
@@ -143,6 +218,22 @@ pub enum Standing {
 }
 
 impl ProxyAlias {
+    /// The port of this host that it is reached at, where it has one of its own.
+    pub fn listen_port(&self) -> Option<NonZeroU16> {
+        match self.program {
+            Program::Http => None,
+            Program::Tcp { listen_port, .. } => Some(listen_port),
+        }
+    }
+
+    /// Where it is reached.
+    pub fn url(&self, names: &HostNames) -> String {
+        match self.listen_port() {
+            None => names.url_for_alias(&self.alias),
+            Some(port) => format!("tcp://{}:{port}", names.host_of_alias(&self.alias)),
+        }
+    }
+
     /// Whether it leads somewhere now. What has expired stays so, switched off or not.
     pub fn standing(&self, now: Timestamp) -> Standing {
         match self.expires_at {
@@ -169,6 +260,7 @@ mod tests {
             container: ContainerId::NIL,
             alias: "shop".parse().unwrap(),
             custom: None,
+            program: Program::Http,
             port: None,
             target_path: Some("/app".parse().unwrap()),
             allow_path_override: false,
@@ -199,6 +291,25 @@ mod tests {
         ] {
             assert!(!proven(&texts, canonical), "{texts:?} {canonical:?}");
         }
+    }
+
+    #[test]
+    fn a_range_of_ports_is_two_ports_in_order() {
+        let range: PortRange = "20000-20002".parse().unwrap();
+        assert_eq!(range.ports().map(NonZeroU16::get).collect::<Vec<_>>(), [20_000, 20_001, 20_002]);
+        assert_eq!((range.has(19_999), range.has(20_002), range.to_string().as_str()), (false, true, "20000-20002"));
+        for bad in ["", "80", "0-80", "90-80", "80-65536", "a-b", "80-90-100"] {
+            assert!(bad.parse::<PortRange>().is_err(), "{bad} was taken");
+        }
+    }
+
+    #[test]
+    fn a_record_of_before_there_were_programs_is_of_http() {
+        let mut record = serde_json::to_value(alias()).unwrap();
+        record.as_object_mut().unwrap().remove("program");
+        assert_eq!(serde_json::from_value::<ProxyAlias>(record).unwrap(), alias());
+        let tcp = ProxyAlias { program: Program::Tcp { listen_port: NonZeroU16::MAX, wakes: true }, ..alias() };
+        assert_eq!(serde_json::from_value::<ProxyAlias>(serde_json::to_value(&tcp).unwrap()).unwrap(), tcp);
     }
 
     #[test]

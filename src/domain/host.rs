@@ -177,6 +177,8 @@ pub enum Route {
     Alias(Alias),
     /// Some customer's domain, or nobody's.
     Domain(CustomDomain),
+    /// A port of this host's, which some alias has: no name says it.
+    Port(NonZeroU16),
     /// A container named in full.
     Canonical {
         /// Its project.

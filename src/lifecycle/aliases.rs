@@ -1,6 +1,7 @@
 //! Containers' further names, in memory: by id, by name, by container. Pure but for what its owner wraps it in.
 
 use std::collections::{BTreeMap, HashMap};
+use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use super::error::{Error, What};
@@ -14,6 +15,7 @@ pub struct Aliases {
     by_id: BTreeMap<AliasId, Arc<ProxyAlias>>,
     by_name: HashMap<Alias, AliasId>,
     by_domain: HashMap<CustomDomain, AliasId>,
+    by_listen_port: BTreeMap<NonZeroU16, AliasId>,
     by_container: HashMap<ContainerId, Vec<AliasId>>,
 }
 
@@ -21,7 +23,7 @@ impl Aliases {
     /// Adds one, or puts a changed one in its place. An alias stays with its container.
     ///
     /// # Errors
-    /// The name or the domain is another's, or the container has as many as it may; nothing is changed then.
+    /// The name, the domain or the port is another's, or the container has as many as it may; nothing is changed then.
     pub fn put(&mut self, new: ProxyAlias) -> Result<Arc<ProxyAlias>, Error> {
         if self.by_name.get(&new.alias).is_some_and(|other| *other != new.id) {
             return Err(Error::AliasInUse { what: What::Alias, name: new.alias.to_string() });
@@ -29,6 +31,10 @@ impl Aliases {
         let domain = new.custom.as_ref().map(|custom| &custom.domain);
         if let Some(taken) = domain.filter(|domain| self.by_domain.get(domain).is_some_and(|other| *other != new.id)) {
             return Err(Error::AliasInUse { what: What::Alias, name: taken.to_string() });
+        }
+        let port = new.listen_port();
+        if let Some(port) = port.filter(|port| self.by_listen_port.get(port).is_some_and(|other| *other != new.id)) {
+            return Err(Error::ListenPortInUse(port));
         }
         match self.by_id.get(&new.id).cloned() {
             Some(old) => self.forget_names(&old),
@@ -44,6 +50,9 @@ impl Aliases {
         self.by_name.insert(new.alias.clone(), new.id);
         if let Some(custom) = &new.custom {
             self.by_domain.insert(custom.domain.clone(), new.id);
+        }
+        if let Some(port) = new.listen_port() {
+            self.by_listen_port.insert(port, new.id);
         }
         self.by_id.insert(new.id, new.clone());
         Ok(new)
@@ -66,6 +75,9 @@ impl Aliases {
         if let Some(custom) = &old.custom {
             self.by_domain.remove(&custom.domain);
         }
+        if let Some(port) = old.listen_port() {
+            self.by_listen_port.remove(&port);
+        }
     }
 
     /// One.
@@ -79,6 +91,16 @@ impl Aliases {
     /// The one of this name.
     pub fn named(&self, name: &Alias) -> Option<Arc<ProxyAlias>> {
         self.by_id.get(self.by_name.get(name)?).cloned()
+    }
+
+    /// The one that is reached at this port of the host.
+    pub fn at_port(&self, port: NonZeroU16) -> Option<Arc<ProxyAlias>> {
+        self.by_id.get(self.by_listen_port.get(&port)?).cloned()
+    }
+
+    /// Those that are reached at ports of their own, in the order of those.
+    pub fn at_ports(&self) -> impl Iterator<Item = &Arc<ProxyAlias>> {
+        self.by_listen_port.values().filter_map(|id| self.by_id.get(id))
     }
 
     /// The one with this domain, verified or not.
@@ -109,7 +131,7 @@ mod tests {
     use jiff::Timestamp;
 
     use super::*;
-    use crate::domain::alias::Custom;
+    use crate::domain::alias::{Custom, Program};
 
     fn alias(container: ContainerId, name: &str) -> ProxyAlias {
         ProxyAlias {
@@ -117,6 +139,7 @@ mod tests {
             container,
             alias: name.parse().unwrap(),
             custom: None,
+            program: Program::Http,
             port: None,
             target_path: None,
             allow_path_override: false,
@@ -155,6 +178,22 @@ mod tests {
         aliases.put(with("two", "shop.example.com")).unwrap();
         aliases.remove(first.id);
         assert!(aliases.at(&"www.example.com".parse().unwrap()).is_none());
+    }
+
+    #[test]
+    fn a_port_of_the_host_leads_to_one_container_and_is_free_again_when_it_is_given_up() {
+        let (mut aliases, container) = (Aliases::default(), ContainerId::generate());
+        let with = |name, port: u16| ProxyAlias {
+            program: Program::Tcp { listen_port: port.try_into().unwrap(), wakes: true },
+            ..alias(container, name)
+        };
+        let late = aliases.put(with("late", 20_001)).unwrap();
+        let first = aliases.put(with("first", 20_000)).unwrap();
+        assert!(matches!(aliases.put(with("other", 20_000)), Err(Error::ListenPortInUse(port)) if port.get() == 20_000));
+        assert_eq!(aliases.at_ports().collect::<Vec<_>>(), [&first, &late]);
+        assert_eq!(aliases.at_port(20_001.try_into().unwrap()), Some(late));
+        aliases.remove(first.id);
+        aliases.put(with("other", 20_000)).unwrap();
     }
 
     #[test]

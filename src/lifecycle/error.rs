@@ -1,6 +1,9 @@
 //! What a verb can be refused for, or fail of. Nothing here knows a status code; `api/error.rs` maps each variant once.
 
+use std::num::NonZeroU16;
+
 use super::names::NamesError;
+use crate::domain::alias::PortRange;
 use crate::domain::container::{PatchError, SettingsError};
 use crate::domain::firewall::{OwnRulesError, Side};
 use crate::domain::host::CustomDomain;
@@ -63,6 +66,26 @@ pub enum Error {
     AliasLimit {
         /// How many that are.
         max: usize,
+    },
+    /// Another alias, or another program of this host, has the port.
+    #[error("port {0} of this host is in use")]
+    ListenPortInUse(NonZeroU16),
+    /// The port is none that an alias may have, or there are none.
+    #[error("an alias of tcp has a port of {0} on this host")]
+    NoListenPort(PortRange),
+    /// No ports are set aside for aliases.
+    #[error("no ports of this host are set aside for aliases of tcp (proxy.tcp_ports)")]
+    NoListenPorts,
+    /// All ports that aliases may have are in use.
+    #[error("all ports of {0} are in use")]
+    ListenPortsUsedUp(PortRange),
+    /// A setting that means nothing for what the alias speaks.
+    #[error("`{field}` means nothing for an alias of {program}")]
+    NotOfProgram {
+        /// The setting's name.
+        field: &'static str,
+        /// What is spoken there.
+        program: &'static str,
     },
     /// It has no domain that could be verified.
     #[error("the alias has no domain")]

@@ -287,8 +287,23 @@ pub struct NewAlias {
     pub container: ContainerId,
     /// The name; `None`: one nobody can guess.
     pub alias: Option<Alias>,
+    /// What is spoken there.
+    pub program: NewProgram,
     /// Where it leads.
     pub settings: AliasSettings,
+}
+
+/// What is to be spoken at a new alias.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum NewProgram {
+    /// HTTP.
+    #[default]
+    Http,
+    /// Anything over TCP.
+    Tcp {
+        /// The port of this host; `None`: any that is free.
+        listen_port: Option<NonZeroU16>,
+    },
 }
 
 /// A change to a further name.
@@ -307,6 +322,8 @@ pub struct AliasSettings {
     pub domain: Option<Option<CustomDomain>>,
     /// Whether the domain is taken for proven, whatever the DNS says.
     pub verified: Option<bool>,
+    /// Whether a connection wakes the container.
+    pub wake: Option<bool>,
     pub port: Option<Option<NonZeroU16>>,
     pub target_path: Option<Option<TargetPath>>,
     pub allow_path_override: Option<bool>,

@@ -219,29 +219,35 @@ impl Proxy {
 }
 
 impl Found {
-    /// Where to go, if that is to be had.
+    /// Where to go and what goes along, if that is to be had.
     pub(super) fn visit(self, account: &mut Account) -> Result<Visit, Refusal> {
         let Self { resolution, container, path, woken, in_use } = self;
         account.container = container;
         account.woken = !woken.is_empty();
-        match resolution {
-            Resolution::Upstream(upstream) => Ok(Visit { upstream, path, woken, in_use }),
-            Resolution::Unknown => Err(Refusal::UnknownHost),
-            Resolution::NotRunning { status } => Err(Refusal::NotRunning(status)),
-            Resolution::NotReady { status } => Err(Refusal::NotReady(status)),
-            Resolution::Failing { retry_after } => Err(Refusal::Failing(retry_after)),
-            Resolution::Crowded => Err(Refusal::Busy),
-            Resolution::QueueFull => Err(Refusal::QueueFull),
-            Resolution::NoRoom => Err(Refusal::NoRoom),
-            Resolution::Disabled => Err(Refusal::Disabled),
-            Resolution::Expired => Err(Refusal::Expired),
-            Resolution::Asleep => Err(Refusal::Asleep),
-        }
+        Ok(Visit { upstream: resolution.upstream()?, path, woken, in_use })
+    }
+}
+
+impl Resolution {
+    /// Where to go, if that is to be had.
+    pub(super) fn upstream(self) -> Result<Upstream, Refusal> {
+        Err(match self {
+            Self::Upstream(upstream) => return Ok(upstream),
+            Self::Unknown => Refusal::UnknownHost,
+            Self::NotRunning { status } => Refusal::NotRunning(status),
+            Self::NotReady { status } => Refusal::NotReady(status),
+            Self::Failing { retry_after } => Refusal::Failing(retry_after),
+            Self::Crowded => Refusal::Busy,
+            Self::QueueFull => Refusal::QueueFull,
+            Self::NoRoom => Refusal::NoRoom,
+            Self::Disabled => Refusal::Disabled,
+            Self::Expired => Refusal::Expired,
+            Self::Asleep => Refusal::Asleep,
+        })
     }
 }
 
 impl Proxy {
-
     /// The request as the container gets it. The header map is changed in place, not built anew.
     fn outgoing(&self, mut request: Request<Incoming>, origin: Origin<'_>) -> Outgoing {
         let has_body = !request.body().is_end_stream();

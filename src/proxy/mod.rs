@@ -39,6 +39,7 @@ mod headers;
 mod io;
 mod plain;
 mod pool;
+mod raw;
 mod refusal;
 mod server;
 mod stats;

@@ -177,6 +177,8 @@ pub(super) enum Wants {
     Bare,
     /// Any exchange.
     Any,
+    /// A place alone, for a connection of its own.
+    Nothing,
 }
 
 #[derive(Debug)]
@@ -263,7 +265,11 @@ impl Pool {
         }
         let slots = Arc::clone(&entry.slots);
         let fits = |idle: &Idle| {
-            let serves = wants == Wants::Any || matches!(idle.kept, Kept::Bare(_));
+            let serves = match wants {
+                Wants::Bare => matches!(idle.kept, Kept::Bare(_)),
+                Wants::Any => true,
+                Wants::Nothing => false,
+            };
             serves && idle.addr == upstream.addr && now - idle.since < self.bounds.idle_for_max
         };
         let found = match entry.idle.get_mut(home.0) {

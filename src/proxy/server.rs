@@ -5,6 +5,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,12 +18,22 @@ use super::conn::{self, Client, Speaks};
 use super::stats::Open;
 use super::threads::Seat;
 use super::tls::Tls;
-use super::{Door, Proxy, Scheme};
+use super::{Door, Proxy, Scheme, raw};
+use crate::domain::host::Route;
 
 /// Pause after an accept that failed for want of something (descriptors, memory), so that the loop does not spin.
 const ACCEPT_PAUSE_MS: Duration = Duration::from_millis(50);
 /// How often idle connections to containers are looked through.
 const SWEEP_MS: Duration = Duration::from_millis(1_000);
+
+/// What clients of a listener speak.
+#[derive(Debug, Clone)]
+enum Speech {
+    Http,
+    Tls(Arc<Tls>),
+    /// Whatever is spoken where this leads.
+    Raw(Route),
+}
 
 /// What the tasks of one `serve` share.
 #[derive(Debug, Clone)]
@@ -43,31 +54,40 @@ impl Proxy {
 
     /// The same, by a door of its own.
     pub async fn serve_at(self: Arc<Self>, listener: TcpListener, door: Door, shutdown: CancellationToken) {
-        self.serve_by(listener, door, None, shutdown).await;
+        self.serve_by(listener, door, Speech::Http, shutdown).await;
     }
 
     /// The same for clients that speak TLS.
     pub async fn serve_tls(self: Arc<Self>, listener: TcpListener, tls: Arc<Tls>, shutdown: CancellationToken) {
         let door = Door { scheme: Scheme::Https, https_port: None };
-        self.serve_by(listener, door, Some(tls), shutdown).await;
+        self.serve_by(listener, door, Speech::Tls(tls), shutdown).await;
+    }
+
+    /// Leads whoever comes to a port of this host's own to where that port leads, whatever they speak.
+    pub async fn serve_raw(self: Arc<Self>, listener: TcpListener, port: NonZeroU16, shutdown: CancellationToken) {
+        let door = Door { scheme: self.names.scheme(), https_port: None };
+        self.serve_by(listener, door, Speech::Raw(Route::Port(port)), shutdown).await;
     }
 
     async fn serve_by(
         self: Arc<Self>,
         listener: TcpListener,
         door: Door,
-        tls: Option<Arc<Tls>>,
+        speech: Speech,
         shutdown: CancellationToken,
     ) {
         let tasks = Tasks { tracker: TaskTracker::new(), drain: shutdown, abort: CancellationToken::new() };
         // Dropping the future of `serve` cuts its connections as well.
         let cut = tasks.abort.clone().drop_guard();
-        tasks.tracker.spawn(sweep(Arc::clone(&self), tasks.drain.clone(), tasks.abort.clone()));
+        let is_raw = matches!(speech, Speech::Raw(_));
+        if !is_raw {
+            tasks.tracker.spawn(sweep(Arc::clone(&self), tasks.drain.clone(), tasks.abort.clone()));
+        }
         while let Some((stream, peer, slot)) = self.next_client(&listener, &tasks.drain).await {
             let Some(seat) = self.threads.seat() else { break };
             let open = Open::count(&self.counters.connections);
             let client = Client { peer, door, home: seat.home };
-            let served = serve_client(Arc::clone(&self), stream, client, tls.clone(), tasks.clone());
+            let served = serve_client(Arc::clone(&self), stream, client, speech.clone(), tasks.clone());
             let runtime = seat.runtime.clone();
             let served = async move {
                 let _held: (OwnedSemaphorePermit, Open, Seat) = (slot, open, seat);
@@ -82,7 +102,9 @@ impl Proxy {
         }
         drop(cut);
         tasks.tracker.wait().await;
-        self.pool.clear();
+        if !is_raw {
+            self.pool.clear();
+        }
     }
 
     /// The next client, once there is a slot for one; `None` when draining. Cancel-safe: a slot is taken before the
@@ -143,7 +165,7 @@ async fn serve_client(
     proxy: Arc<Proxy>,
     stream: std::net::TcpStream,
     client: Client,
-    tls: Option<Arc<Tls>>,
+    speech: Speech,
     tasks: Tasks,
 ) {
     let stream = match TcpStream::from_std(stream) {
@@ -153,8 +175,10 @@ async fn serve_client(
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY was refused");
     }
-    let Some(tls) = tls else {
-        return conn::serve(proxy, stream, Speaks::Either, client, tasks).await;
+    let tls = match speech {
+        Speech::Http => return conn::serve(proxy, stream, Speaks::Either, client, tasks).await,
+        Speech::Raw(route) => return raw::serve(proxy, stream, route, client, tasks).await,
+        Speech::Tls(tls) => tls,
     };
     let shaken = tokio::select! {
         // Nothing of a client's is lost: it has not asked for anything yet.

@@ -34,6 +34,7 @@ mod scripts_hostile;
 mod skips;
 mod starve;
 mod stripe;
+mod tcp;
 mod support;
 mod tls;
 mod tokens;

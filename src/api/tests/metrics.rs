@@ -32,7 +32,8 @@ async fn whoever_may_read_the_whole_host_may_read_metrics() {
 async fn an_operator_may_open_them() {
     let desk = Desk::new().await;
     let monitoring = Monitoring { open: true, sources: Vec::new() };
-    let open = Api::new(desk.service.clone(), desk.zone.clone(), monitoring, desk.shutdown.clone()).router();
+    let open = Api::new(desk.service.clone(), desk.zone.clone(), desk.zone.clone(), monitoring, desk.shutdown.clone());
+    let open = open.router();
     assert_eq!(scrape(&open, &[]).await.0, 200);
 }
 

@@ -16,9 +16,12 @@ mod projects;
 mod provisioner;
 mod scripts;
 mod stream;
+mod tcp;
 mod tokens;
 
 use std::collections::HashMap;
+use std::io;
+use std::num::NonZeroU16;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -31,6 +34,7 @@ use tower::ServiceExt;
 
 use super::*;
 use crate::domain::ProjectId;
+use crate::domain::alias::PortRange;
 use crate::domain::token::Permissions;
 use crate::lifecycle::tests::Lab;
 use crate::lifecycle::{NamesError, NewToken};
@@ -97,12 +101,25 @@ impl Names for Zone {
     }
 }
 
+/// A port that another program of the host has.
+const TAKEN_PORT: u16 = 20_001;
+
+impl HostPorts for Zone {
+    fn range(&self) -> Option<PortRange> {
+        "20000-20003".parse().ok()
+    }
+
+    fn claim(&self, port: NonZeroU16) -> io::Result<()> {
+        if port.get() == TAKEN_PORT { Err(io::ErrorKind::AddrInUse.into()) } else { Ok(()) }
+    }
+}
+
 impl Desk {
     async fn new() -> Self {
         let (lab, service, project) = Lab::new().await;
         let shutdown = CancellationToken::new();
         let zone = Arc::new(Zone::default());
-        let api = Api::new(service.clone(), zone.clone(), Monitoring::default(), shutdown.clone());
+        let api = Api::new(service.clone(), zone.clone(), zone.clone(), Monitoring::default(), shutdown.clone());
         let router = api.router();
         let mut desk = Self { lab, service, project, token: String::new(), api, router, shutdown, zone };
         desk.token = desk.token_of("test", Permissions::FullAccess, None).await;
@@ -114,7 +131,8 @@ impl Desk {
         self.service.close(Duration::ZERO).await;
         self.service = self.lab.daemon().await;
         let monitoring = Monitoring::default();
-        self.api = Api::new(self.service.clone(), self.zone.clone(), monitoring, self.shutdown.clone());
+        let (names, ports) = (self.zone.clone(), self.zone.clone());
+        self.api = Api::new(self.service.clone(), names, ports, monitoring, self.shutdown.clone());
         self.router = self.api.router();
         self
     }

@@ -1,5 +1,7 @@
 //! Aliases on the wire.
 
+use std::num::NonZeroU16;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -8,9 +10,9 @@ use super::checks::{id_of, map, map_inner, port, time_to_come};
 use super::nullable;
 use crate::api::error::ApiError;
 use crate::api::page::Pagination;
-use crate::domain::alias::{ProxyAlias, TargetPath};
+use crate::domain::alias::{Program, ProxyAlias, TargetPath};
 use crate::domain::host::{Alias, AliasError, CustomDomain, DomainError};
-use crate::lifecycle::{AliasPatch, AliasSettings, NewAlias};
+use crate::lifecycle::{AliasPatch, AliasSettings, NewAlias, NewProgram};
 
 /// A further name for a container, or a change to one, where fields that are left out stay as they are.
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
@@ -26,8 +28,12 @@ pub struct AliasBody {
     domain: Option<Option<String>>,
     /// Takes the domain for verified, or for not: for full-access tokens of the whole host.
     verified: Option<bool>,
-    /// `http`, the only one.
+    /// `http` (the default), or `tcp`: anything, at a port of this host's own. Stays.
     program: Option<String>,
+    /// The port of this host that a new alias of `tcp` is reached at, of those that are set aside for that; left out: one that is free. Stays.
+    listen_port: Option<u16>,
+    /// Whether a connection to an alias of `tcp` wakes the container (true); if not, it is let go while that sleeps.
+    wake: Option<bool>,
     /// The port it leads to; null or left out: the container's own.
     #[serde(default, deserialize_with = "nullable")]
     #[schema(value_type = Option<u16>)]
@@ -67,6 +73,20 @@ fn target_path(text: String) -> Result<TargetPath, ApiError> {
     text.parse().map_err(|error| ApiError::invalid("target_path", error))
 }
 
+fn program(text: Option<String>, listen_port: Option<u16>) -> Result<NewProgram, ApiError> {
+    let listen_port = map(listen_port, |number| {
+        NonZeroU16::new(number).ok_or_else(|| ApiError::invalid("listen_port", "1 to 65535 is wanted"))
+    })?;
+    match text.as_deref() {
+        Some("tcp") => Ok(NewProgram::Tcp { listen_port }),
+        None | Some("http") if listen_port.is_some() => {
+            Err(ApiError::invalid("listen_port", "an alias of http is reached at the port of all"))
+        }
+        None | Some("http") => Ok(NewProgram::Http),
+        Some(_) => Err(ApiError::invalid("program", "http or tcp is wanted")),
+    }
+}
+
 impl AliasBody {
     /// A new alias.
     ///
@@ -75,8 +95,9 @@ impl AliasBody {
     pub fn into_new(mut self, now: Timestamp) -> Result<NewAlias, ApiError> {
         let container = self.container_id.take().ok_or_else(|| ApiError::invalid("container_id", "is missing"))?;
         let container = id_of("container_id", &container)?;
+        let program = program(self.program.take(), self.listen_port.take())?;
         let AliasPatch { alias, settings } = self.into_patch(now)?;
-        Ok(NewAlias { container, alias, settings })
+        Ok(NewAlias { container, alias, program, settings })
     }
 
     /// A change to an alias.
@@ -87,14 +108,17 @@ impl AliasBody {
         if self.container_id.is_some() {
             return Err(ApiError::invalid("container_id", "an alias stays with its container; make another one"));
         }
-        if self.program.is_some_and(|program| program != "http") {
-            return Err(ApiError::invalid("program", "http is wanted; nothing else is led to"));
+        for (field, is_set) in [("program", self.program.is_some()), ("listen_port", self.listen_port.is_some())] {
+            if is_set {
+                return Err(ApiError::invalid(field, "an alias keeps what it was made with; make another one"));
+            }
         }
         Ok(AliasPatch {
             alias: map(self.alias, |text| name(&text))?,
             settings: AliasSettings {
                 domain: map_inner(self.domain, domain)?,
                 verified: self.verified,
+                wake: self.wake,
                 port: map_inner(self.port, port)?,
                 target_path: map_inner(self.target_path, target_path)?,
                 allow_path_override: self.allow_path_override,
@@ -132,8 +156,12 @@ pub struct AliasView {
     pub verified: bool,
     /// How the domain's owner says that it may lead here; null where there is none.
     pub verification: Option<Verification>,
-    /// `http`.
+    /// `http` or `tcp`.
     pub program: &'static str,
+    /// The port of this host that it is reached at; null: the one of all.
+    pub listen_port: Option<u16>,
+    /// Whether a visitor by it wakes the container.
+    pub wake: bool,
     /// The port it leads to; null: the container's own.
     pub port: Option<u16>,
     /// The path every request goes to; null: the one asked for.
@@ -167,6 +195,10 @@ impl AliasView {
     /// A record as the API shows it; `host` is its own.
     pub fn new(alias: &ProxyAlias, url: String, host: String) -> Self {
         let custom = alias.custom.as_ref();
+        let (program, wake) = match alias.program {
+            Program::Http => ("http", true),
+            Program::Tcp { wakes, .. } => ("tcp", wakes),
+        };
         Self {
             id: alias.id.to_string(),
             container_id: alias.container.to_string(),
@@ -178,7 +210,9 @@ impl AliasView {
                 txt_value: custom.proof.as_str().to_owned(),
                 cname_target: host,
             }),
-            program: "http",
+            program,
+            listen_port: alias.listen_port().map(Into::into),
+            wake,
             port: alias.port.map(Into::into),
             target_path: alias.target_path.as_ref().map(ToString::to_string),
             allow_path_override: alias.allow_path_override,

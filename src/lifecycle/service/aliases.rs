@@ -1,15 +1,18 @@
 //! Containers' further names.
 
 use std::collections::BTreeSet;
+use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 
+use super::super::aliases::Aliases;
 use super::super::error::Error;
 use super::super::names::Names;
-use super::super::requests::{AliasPatch, AliasSettings, NewAlias};
+use super::super::ports::HostPorts;
+use super::super::requests::{AliasPatch, AliasSettings, NewAlias, NewProgram};
 use super::Service;
-use crate::domain::alias::{Custom, ProxyAlias};
+use crate::domain::alias::{Custom, Program, ProxyAlias, Standing};
 use crate::domain::host::{Alias, CustomDomain, Route};
 use crate::domain::{AliasId, Container, ContainerId};
 
@@ -23,28 +26,20 @@ pub enum Named {
 }
 
 impl Service {
-    /// Gives a container a further name.
+    /// Gives a container a further name, or a port of this host's.
     ///
     /// # Errors
-    /// No such container, it is being deleted, the name is in use, it has as many as it may.
-    pub async fn create_alias(&self, new: NewAlias) -> Result<Arc<ProxyAlias>, Error> {
-        let now = Timestamp::now();
-        let blank = ProxyAlias {
-            id: AliasId::generate(),
-            container: new.container,
-            alias: new.alias.unwrap_or_else(Alias::generate),
-            custom: None,
-            port: None,
-            target_path: None,
-            allow_path_override: false,
-            enabled: true,
-            expires_at: None,
-            created_at: now,
-            updated_at: now,
-        };
-        self.check_domain(&new.settings)?;
-        let alias = AliasPatch { alias: None, settings: new.settings }.apply(blank)?;
-        self.ledger().put_alias(|_| Ok(alias)).await
+    /// No such container, it is being deleted, the name or the port is in use, there is no port, it has as many as it may.
+    pub async fn create_alias(&self, new: NewAlias, ports: &dyn HostPorts) -> Result<Arc<ProxyAlias>, Error> {
+        let NewAlias { container, alias, program, settings } = new;
+        self.check_domain(&settings)?;
+        self.ledger()
+            .put_alias(|aliases| {
+                let program = program.placed(aliases, ports)?;
+                let blank = blank(container, alias.unwrap_or_else(Alias::generate), program);
+                AliasPatch { alias: None, settings }.apply(blank)
+            })
+            .await
     }
 
     /// Changes a further name, or where it leads.
@@ -131,6 +126,21 @@ impl Service {
         self.ledger().aliases().verified_domains().collect()
     }
 
+    /// What a port of this host leads to.
+    pub fn at_port(&self, port: NonZeroU16) -> Option<(Arc<ProxyAlias>, Arc<Container>)> {
+        let alias = self.ledger().aliases().at_port(port)?;
+        let container = self.container(alias.container).ok()?;
+        Some((alias, container))
+    }
+
+    /// Ports of this host that lead somewhere now.
+    pub fn open_ports(&self) -> BTreeSet<NonZeroU16> {
+        let now = Timestamp::now();
+        let aliases = self.ledger().aliases();
+        let good = aliases.at_ports().filter(|alias| alias.standing(now) == Standing::Good);
+        good.filter_map(|alias| alias.listen_port()).collect()
+    }
+
     /// What the label of a host names.
     pub fn named(&self, alias: &Alias) -> Option<Named> {
         if let Some(container) = self.ledger().directory().by_alias(alias) {
@@ -142,9 +152,66 @@ impl Service {
     }
 }
 
+fn blank(container: ContainerId, alias: Alias, program: Program) -> ProxyAlias {
+    let now = Timestamp::now();
+    ProxyAlias {
+        id: AliasId::generate(),
+        container,
+        alias,
+        custom: None,
+        program,
+        port: None,
+        target_path: None,
+        allow_path_override: false,
+        enabled: true,
+        expires_at: None,
+        created_at: now,
+        updated_at: now,
+    }
+}
+
+impl NewProgram {
+    /// With a port of this host, where it needs one: the one that is wanted, or the first that nobody has.
+    fn placed(self, aliases: &Aliases, ports: &dyn HostPorts) -> Result<Program, Error> {
+        let Self::Tcp { listen_port } = self else { return Ok(Program::Http) };
+        let range = ports.range().ok_or(Error::NoListenPorts)?;
+        let is_free = |port: &NonZeroU16| aliases.at_port(*port).is_none() && ports.claim(*port).is_ok();
+        let listen_port = match listen_port {
+            Some(port) if !range.has(port.get()) => return Err(Error::NoListenPort(range)),
+            Some(port) => is_free(&port).then_some(port).ok_or(Error::ListenPortInUse(port))?,
+            None => range.ports().find(is_free).ok_or(Error::ListenPortsUsedUp(range))?,
+        };
+        Ok(Program::Tcp { listen_port, wakes: true })
+    }
+}
+
+impl AliasSettings {
+    /// What is set and means nothing for a program.
+    fn check(&self, program: Program) -> Result<(), Error> {
+        let of_http = [
+            ("domain", self.domain.is_some()),
+            ("verified", self.verified.is_some()),
+            ("target_path", self.target_path.is_some()),
+            ("allow_path_override", self.allow_path_override.is_some()),
+        ];
+        let (fields, program) = match program {
+            Program::Http => (&[("wake", self.wake.is_some())][..], "http"),
+            Program::Tcp { .. } => (&of_http[..], "tcp"),
+        };
+        match fields.iter().find(|(_, is_set)| *is_set) {
+            Some((field, _)) => Err(Error::NotOfProgram { field, program }),
+            None => Ok(()),
+        }
+    }
+}
+
 impl AliasPatch {
     fn apply(self, mut alias: ProxyAlias) -> Result<ProxyAlias, Error> {
         let Self { alias: name, settings } = self;
+        settings.check(alias.program)?;
+        if let (Program::Tcp { wakes, .. }, Some(wake)) = (&mut alias.program, settings.wake) {
+            *wakes = wake;
+        }
         if let Some(domain) = settings.domain {
             let is_same = |custom: &Custom| Some(&custom.domain) == domain.as_ref();
             let kept = alias.custom.take().filter(is_same);

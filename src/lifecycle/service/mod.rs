@@ -172,7 +172,7 @@ impl Service {
         let now = Timestamp::now();
         let further = self.aliases_of(container.id);
         let further = further.iter().filter(|alias| alias.standing(now) == Standing::Good);
-        let further = further.map(|alias| names.url_for_alias(&alias.alias));
+        let further = further.map(|alias| alias.url(names));
         [names.url_for_alias(&container.alias), canonical].into_iter().chain(further).collect()
     }
 

@@ -104,6 +104,15 @@ impl Guard {
         Ok(())
     }
 
+    /// Lets a connection in by where it comes from alone, as it brings nothing else, or refuses it.
+    pub(super) fn pass_bare(&self, gate: &Gate, client: IpAddr) -> Result<(), Refusal> {
+        let Some(access) = gate.container.settings.access.as_deref() else { return Ok(()) };
+        match Given::bare(gate.port, client, Timestamp::now(), |visit| access.decide(visit)) {
+            Verdict::Admitted { .. } => Ok(()),
+            Verdict::Refused { .. } | Verdict::Ask { .. } => Err(Refusal::Forbidden),
+        }
+    }
+
     async fn judge<'a>(
         &self,
         access: &'a Access,

@@ -46,6 +46,27 @@ async fn bed(config: ProxyConfig, groups: Vec<Group>) -> (Bed, Container) {
     (bed, container)
 }
 
+#[tokio::test]
+async fn a_connection_of_raw_tcp_is_let_in_by_its_address_alone() {
+    let own = "127.0.0.0/8";
+    for (groups, enters) in
+        [(vec![ip(own)], true), (vec![token("header:x-key"), password("ann", "long enough")], false), (vec![ip("10.0.0.0/8")], false)]
+    {
+        let (bed, container) = bed(fast(), groups).await;
+        bed.table.lead_port(Resolution::Upstream(Upstream { container: bed.acme, epoch: 1, addr: container.addr }));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let served = tokio::spawn(Arc::clone(&bed.proxy).serve_raw(listener, NonZeroU16::MAX, bed.stop.clone()));
+        let mut client = Peer::connect(addr).await;
+        client.send_or_lose("GET / HTTP/1.1\r\n\r\n").await;
+        assert_eq!(client.head().await.starts_with("HTTP/1.1 200"), enters);
+        assert_eq!((bed.resolved(), container.accepted()), (usize::from(enters), usize::from(enters)));
+        drop(client);
+        bed.end().await;
+        within(served).await.unwrap();
+    }
+}
+
 impl Bed {
     /// A request with more headers.
     async fn ask(&self, target: &str, fields: &[&str]) -> String {

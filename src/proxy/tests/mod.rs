@@ -6,6 +6,7 @@ mod bounds;
 mod http2;
 mod messages;
 mod plain;
+mod raw;
 mod smuggling;
 mod tenants;
 mod tls;
@@ -13,6 +14,7 @@ mod tls;
 use std::collections::HashMap;
 use std::future::Future;
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -46,6 +48,8 @@ async fn until(mut holds: impl FnMut() -> bool) {
 #[derive(Debug, Default)]
 struct Table {
     by_alias: Mutex<HashMap<String, Resolution>>,
+    /// Where every port leads.
+    at_port: Mutex<Option<Resolution>>,
     gate: Mutex<Option<Gate>>,
     /// How often somebody was let through to ask where to go.
     resolved: AtomicUsize,
@@ -56,6 +60,10 @@ struct Table {
 impl Table {
     fn set(&self, alias: &str, resolution: Resolution) {
         self.by_alias.lock().unwrap().insert(alias.to_owned(), resolution);
+    }
+
+    fn lead_port(&self, resolution: Resolution) {
+        *self.at_port.lock().unwrap() = Some(resolution);
     }
 
     fn run(&self, alias: &str, container: ContainerId, epoch: u64, addr: SocketAddr) {
@@ -71,7 +79,10 @@ impl Routes for Table {
 
     async fn resolve(&self, route: &Route, _visitor: Visitor<'_>) -> Found {
         self.resolved.fetch_add(1, Ordering::SeqCst);
-        let Route::Alias(alias) = route else { return Resolution::Unknown.into() };
+        let Route::Alias(alias) = route else {
+            let at_port = self.at_port.lock().unwrap().clone();
+            return at_port.unwrap_or(Resolution::Unknown).into();
+        };
         let resolution = self.by_alias.lock().unwrap().get(alias.as_str()).cloned().unwrap_or(Resolution::Unknown);
         let container = match &resolution {
             Resolution::Upstream(upstream) => Some(upstream.container),
