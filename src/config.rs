@@ -17,8 +17,8 @@ use ipnetwork::IpNetwork;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::domain::dns::{NAME_SERVERS_MAX, NameServer};
 use crate::domain::alias::PortRange;
+use crate::domain::dns::{NAME_SERVERS_MAX, NameServer};
 use crate::domain::host::{CustomDomain, HostNames, Scheme};
 use crate::domain::{Bytes, BytesPerSecond, CpuMillis, Instance, Limits, Pids, Slot, Subnet, slot};
 
@@ -517,7 +517,9 @@ impl Config {
             let problem = format!("{} is not between 1 and {WAKE_TIMEOUT_S_MAX} seconds", self.proxy.wake_timeout_s);
             return wrong("proxy.wake_timeout_s", problem);
         }
-        for (key, words) in [("proxy.quiet.paths", &self.proxy.quiet.paths), ("proxy.quiet.agents", &self.proxy.quiet.agents)] {
+        for (key, words) in
+            [("proxy.quiet.paths", &self.proxy.quiet.paths), ("proxy.quiet.agents", &self.proxy.quiet.agents)]
+        {
             if words.len() > QUIET_WORDS_MAX {
                 return wrong(key, format!("{} are more than {QUIET_WORDS_MAX}", words.len()));
             }

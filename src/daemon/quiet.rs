@@ -36,7 +36,9 @@ mod tests {
     #[test]
     fn crawlers_and_probes_are_known_by_a_word_and_browsers_by_none() {
         let quiet = Quiet::new(&config::Quiet::default());
-        for agent in ["Mozilla/5.0 (compatible; Googlebot/2.1)", "kube-probe/1.32", "ELB-HealthChecker/2.0", "PINGDOM.com_bot"] {
+        for agent in
+            ["Mozilla/5.0 (compatible; Googlebot/2.1)", "kube-probe/1.32", "ELB-HealthChecker/2.0", "PINGDOM.com_bot"]
+        {
             assert!(quiet.matches("/", agent), "{agent}");
         }
         for agent in ["Mozilla/5.0 (X11; Linux x86_64) Firefox/140.0", "curl/8.14", ""] {

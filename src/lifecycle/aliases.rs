@@ -189,7 +189,9 @@ mod tests {
         };
         let late = aliases.put(with("late", 20_001)).unwrap();
         let first = aliases.put(with("first", 20_000)).unwrap();
-        assert!(matches!(aliases.put(with("other", 20_000)), Err(Error::ListenPortInUse(port)) if port.get() == 20_000));
+        assert!(
+            matches!(aliases.put(with("other", 20_000)), Err(Error::ListenPortInUse(port)) if port.get() == 20_000)
+        );
         assert_eq!(aliases.at_ports().collect::<Vec<_>>(), [&first, &late]);
         assert_eq!(aliases.at_port(20_001.try_into().unwrap()), Some(late));
         aliases.remove(first.id);

@@ -24,7 +24,7 @@ const CONTINUE_WAIT_MS_MAX: Duration = Duration::from_millis(1_000);
 /// Why a body could not be passed on.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum BodyError {
-    #[error("the client sent nothing of its body in time")]
+    #[error("nothing of the body came in time")]
     Stalled,
     #[error("the body broke off")]
     Read(#[source] hyper::Error),
@@ -206,7 +206,9 @@ pub(super) struct ResponseBody {
     exchange: Option<Exchange>,
     account: Option<Box<Account>>,
     /// Where the container broke off, told at the next look: hyper drops what it has not sent when it is told.
-    broke: Option<hyper::Error>,
+    broke: Option<BodyError>,
+    idle: Deadline,
+    idle_max: Duration,
 }
 
 #[derive(Debug)]
@@ -218,14 +220,22 @@ enum Source {
 impl ResponseBody {
     /// A body of our own.
     pub(super) fn full(bytes: Bytes) -> Self {
-        Self { source: Source::Full(Some(bytes).filter(|b| !b.is_empty())), exchange: None, account: None, broke: None }
+        Self::of(Source::Full(Some(bytes).filter(|b| !b.is_empty())))
+    }
+
+    fn of(source: Source) -> Self {
+        let idle = Deadline::default();
+        Self { source, exchange: None, account: None, broke: None, idle, idle_max: Duration::MAX }
     }
 
     /// The container's body; the connection it comes on goes back to the pool when both bodies are through.
-    pub(super) fn stream(body: Incoming, lease: Lease, watch: Option<Arc<BodyWatch>>) -> Self {
+    ///
+    /// It breaks off where no byte of it comes for `idle_max`.
+    pub(super) fn stream(body: Incoming, lease: Lease, watch: Option<Arc<BodyWatch>>, idle_max: Duration) -> Self {
         let ended = body.is_end_stream();
         let source = Source::Stream { body, lease: Some(lease), watch };
-        let mut this = Self { source, exchange: None, account: None, broke: None };
+        let mut this = Self::of(source);
+        this.idle_max = idle_max;
         // Where the exchange is not known yet, an unread request body is noticed in `hold`.
         if ended && this.request_is_through() {
             this.finish();
@@ -279,23 +289,34 @@ impl Drop for ResponseBody {
 
 impl Body for ResponseBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if let Some(exchange) = &mut self.exchange {
             exchange.chunk_taken();
         }
         if let Some(error) = self.broke.take() {
             return Poll::Ready(Some(Err(error)));
         }
-        let (frame, ended) = match &mut self.source {
+        let Self { source, idle, idle_max, .. } = &mut *self;
+        let (frame, ended) = match source {
             Source::Full(bytes) => {
                 let Some(bytes) = bytes.take() else { return Poll::Ready(None) };
                 self.count(&bytes);
                 return Poll::Ready(Some(Ok(Frame::data(bytes))));
             }
             Source::Stream { body, lease, .. } => {
-                let frame = ready!(poll_driven(body, lease.as_mut(), cx));
+                let frame = match poll_driven(body, lease.as_mut(), cx) {
+                    Poll::Ready(frame) => frame.map(|frame| frame.map_err(BodyError::Read)),
+                    Poll::Pending => {
+                        if !idle.is_set() {
+                            idle.set_after(*idle_max);
+                        }
+                        ready!(idle.poll_passed(cx));
+                        Some(Err(BodyError::Stalled))
+                    }
+                };
+                idle.clear();
                 let last = match &frame {
                     None => true,
                     Some(Ok(frame)) => frame.is_trailers() || body.is_end_stream(),

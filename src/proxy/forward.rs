@@ -16,9 +16,9 @@ use tokio::time::timeout;
 use super::account::Account;
 use super::body::{Answer, BodyWatch, Exchange, RequestBody, ResponseBody};
 use super::conn::Client;
-use super::headers::{self, Origin, REQUEST_ID};
+use super::headers::{self, Origin, REQUEST_ID, RequestId};
 use super::io::ConnState;
-use super::pool::{Connection, Entered, Kept, Lease, Wants};
+use super::pool::{Connection, Kept, Lease, Wants};
 use super::refusal::{Refusal, wants_html};
 use super::server::Tasks;
 use super::stats::Open;
@@ -71,7 +71,7 @@ where
 {
     let exchange = Exchange::begin(Arc::clone(conn), Open::count(&proxy.counters.exchanges));
     let key = rand::random();
-    let id = request_id(key);
+    let id = RequestId::of(key).to_value();
     let mut account = Account::open(proxy, client.peer, request.method().clone(), request.uri().path(), key);
     let html = wants_html(request.headers());
     let has_body = !request.body().is_end_stream();
@@ -127,7 +127,7 @@ where
         response.headers_mut().append("server-timing", timing);
     }
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        return Ok(incoming(response, lease, watch));
+        return Ok(incoming(response, lease, watch, proxy.config.response_body_idle_ms_max));
     }
     let Some((wanted, client)) = upgrade else {
         tracing::warn!(container = %upstream.container, "a container switched protocols unasked");
@@ -282,8 +282,7 @@ impl Proxy {
         mut request: Request<RequestBody>,
         watch: Option<&Arc<BodyWatch>>,
     ) -> Result<(Response<Incoming>, Lease), Refusal> {
-        let Entered { slots, kept } = self.pool.enter(home, upstream, Wants::Any);
-        let slot = self.slot(slots).await?;
+        let (slot, kept) = self.place(home, upstream, Wants::Any).await?;
         let kept = match kept {
             None => None,
             Some(Kept::Http(connection)) => Some(connection),
@@ -442,8 +441,13 @@ fn rewrite_head(parts: &mut Parts, has_body: bool, upgrade: Option<&HeaderValue>
 }
 
 /// The response as the client gets it.
-fn incoming(response: Response<Incoming>, lease: Lease, watch: Option<Arc<BodyWatch>>) -> Response<ResponseBody> {
-    let mut response = response.map(|body| ResponseBody::stream(body, lease, watch));
+fn incoming(
+    response: Response<Incoming>,
+    lease: Lease,
+    watch: Option<Arc<BodyWatch>>,
+    idle_max: Duration,
+) -> Response<ResponseBody> {
+    let mut response = response.map(|body| ResponseBody::stream(body, lease, watch, idle_max));
     *response.version_mut() = Version::HTTP_11;
     let status = response.status();
     let fields = response.headers_mut();
@@ -451,8 +455,7 @@ fn incoming(response: Response<Incoming>, lease: Lease, watch: Option<Arc<BodyWa
     let needed = fields.get(header::UPGRADE).filter(|_| status == StatusCode::UPGRADE_REQUIRED).cloned();
     let is_chunked = fields.contains_key(header::TRANSFER_ENCODING);
     headers::remove_hop_by_hop(fields);
-    let has_no_body = matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-    headers::settle_length(fields, is_chunked, has_no_body);
+    headers::settle_length(fields, is_chunked, headers::has_no_body(status));
     if let Some(value) = needed {
         add_upgrade(fields, value);
     }
@@ -495,12 +498,4 @@ pub(super) fn timing(woken: &[(String, Duration)]) -> Option<String> {
 fn add_upgrade(fields: &mut HeaderMap, value: HeaderValue) {
     fields.insert(header::UPGRADE, value);
     fields.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-}
-
-/// 128 random bits in hex.
-fn request_id(key: [u8; 16]) -> HeaderValue {
-    let mut text = [0; 32];
-    // The text is twice the bytes, and hex is a good value: neither can fail.
-    let _ = hex::encode_to_slice(key, &mut text);
-    HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("0"))
 }

@@ -9,7 +9,7 @@ use std::fmt::{self, Write as _};
 use std::net::{IpAddr, SocketAddr};
 
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
-use hyper::{Method, Uri, Version};
+use hyper::{Method, StatusCode, Uri, Version};
 
 use crate::domain::host::Scheme;
 
@@ -31,6 +31,34 @@ static OF_THIS_HOP: [HeaderName; 8] = [
 static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// The id of a request: 128 random bits in hex.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RequestId([u8; 32]);
+
+impl RequestId {
+    /// The text of these bits.
+    pub(super) fn of(bits: [u8; 16]) -> Self {
+        let mut text = [0; 32];
+        // The text is twice the bytes: it cannot fail.
+        let _ = hex::encode_to_slice(bits, &mut text);
+        Self(text)
+    }
+
+    pub(super) fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+
+    pub(super) fn to_value(self) -> HeaderValue {
+        // Hex is a good value.
+        HeaderValue::from_bytes(&self.0).unwrap_or_else(|_| HeaderValue::from_static("0"))
+    }
+}
+
+/// Whether a response of this status has no body, whatever it says of one (RFC 9112 §6.3); 1xx are not asked for.
+pub(super) fn has_no_body(status: StatusCode) -> bool {
+    matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+}
 
 /// Bytes a head takes on the wire, without the status or request line's fixed parts.
 pub(super) fn head_bytes(uri: &Uri, headers: &HeaderMap) -> usize {

@@ -15,6 +15,7 @@
 
 use std::future::{Future, poll_fn};
 use std::io;
+use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -195,6 +196,8 @@ pub(super) struct ClientIo<S> {
     state: Arc<ConnState>,
     bounds: IoBounds,
     phase: Phase,
+    /// Exchanges there had been when it was last looked at outside of one.
+    begun: usize,
     read_by: Deadline,
     write_by: Deadline,
     /// Set once the write side is shut and the rest is being thrown away: what may still be.
@@ -208,7 +211,17 @@ impl<S> ClientIo<S> {
         let mut read_by = Deadline::default();
         read_by.set_after(bounds.head);
         let write_by = Deadline::default();
-        Self { inner, state, bounds, phase: Phase::Head, read_by, write_by, lingering: None, first: Vec::new() }
+        Self {
+            inner,
+            state,
+            bounds,
+            phase: Phase::Head,
+            begun: 0,
+            read_by,
+            write_by,
+            lingering: None,
+            first: Vec::new(),
+        }
     }
 
     /// The stream itself, for what follows an upgrade. HTTP has read all of the first bytes by then: its buffer is larger.
@@ -233,12 +246,18 @@ impl<S> ClientIo<S> {
         } else if self.state.is_busy() {
             self.phase = Phase::Busy;
             self.read_by.clear();
-        } else if got_bytes && self.phase != Phase::Head {
-            self.phase = Phase::Head;
-            self.read_by.set_after(self.bounds.head);
-        } else if !got_bytes && self.phase == Phase::Busy {
-            self.phase = Phase::Idle;
-            self.read_by.set_after(self.bounds.idle);
+        } else {
+            // An exchange that ended before anybody looked here has been all the same.
+            let begun = self.state.begun.load(Ordering::Acquire);
+            let was_missed = mem::replace(&mut self.begun, begun) != begun;
+            let was_busy = was_missed || self.phase == Phase::Busy;
+            if got_bytes && (was_busy || self.phase != Phase::Head) {
+                self.phase = Phase::Head;
+                self.read_by.set_after(self.bounds.head);
+            } else if !got_bytes && was_busy {
+                self.phase = Phase::Idle;
+                self.read_by.set_after(self.bounds.idle);
+            }
         }
         if got_bytes {
             return Poll::Pending;

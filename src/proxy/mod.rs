@@ -159,8 +159,8 @@ pub struct Visitor<'a> {
 /// Who knows what runs where: the floor below, or a table in a test.
 #[async_trait]
 pub trait Routes: Send + Sync + 'static {
-    /// Where not everybody may open what is behind this route: who may. Called once for each request, before
-    /// [`Routes::resolve`], which is not called for whom this refuses.
+    /// Where not everybody may open what is behind this route: who may. Called for each request before [`Routes::resolve`], which is
+    /// not called for whom this refuses.
     fn gate(&self, _route: &Route) -> Option<Gate> {
         None
     }
@@ -216,6 +216,8 @@ pub struct ProxyConfig {
     pub connect_ms_max: Duration,
     /// From the last byte the container took of a request to the head of its response.
     pub response_header_ms_max: Duration,
+    /// From one byte of a response's body to the next: a stream that says nothing for longer is taken for dead.
+    pub response_body_idle_ms_max: Duration,
     /// Without a byte in a tunnel, either way.
     pub tunnel_idle_ms_max: Duration,
     /// For open exchanges and tunnels after a shutdown was asked.
@@ -264,6 +266,7 @@ impl Default for ProxyConfig {
             resolve_ms_max: Duration::from_millis(60_000),
             connect_ms_max: Duration::from_millis(5_000),
             response_header_ms_max: Duration::from_millis(60_000),
+            response_body_idle_ms_max: Duration::from_millis(3_600_000),
             tunnel_idle_ms_max: Duration::from_millis(3_600_000),
             drain_ms_max: Duration::from_millis(10_000),
             connections_max: 8_192,

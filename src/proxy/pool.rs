@@ -159,7 +159,7 @@ pub(super) enum Kept {
 
 impl Kept {
     /// Whether it stands, and nothing came unasked.
-    fn is_good(&self) -> bool {
+    pub(super) fn is_good(&self) -> bool {
         match self {
             // Looks at what the kernel has told already: a system call is made only where it told of something.
             Self::Bare(stream) => {
@@ -281,7 +281,7 @@ impl Pool {
         };
         drop(entries);
         drop(outdated);
-        Entered { slots, kept: found.filter(Kept::is_good) }
+        Entered { slots, kept: found }
     }
 
     /// Keeps a connection on which nothing is under way.
@@ -289,14 +289,20 @@ impl Pool {
         let mut entries = self.lock();
         let Entries { by_container, idle_total } = &mut *entries;
         let Some(entry) = by_container.get_mut(&upstream.container) else { return };
-        let room = *idle_total < self.bounds.idle_max && entry.idle_count() < self.bounds.idle_per_upstream_max;
-        if entry.epoch == upstream.epoch
-            && room
-            && let Some(idle) = entry.idle.get_mut(home.0)
-        {
+        if entry.epoch != upstream.epoch {
+            return;
+        }
+        let is_full = entry.idle_count() >= self.bounds.idle_per_upstream_max;
+        let Some(idle) = entry.idle.get_mut(home.0) else { return };
+        // The one that waited for longest makes room: it may be of a kind that nobody wants any more.
+        let outdated = (is_full && !idle.is_empty()).then(|| idle.remove(0));
+        *idle_total -= usize::from(outdated.is_some());
+        if *idle_total < self.bounds.idle_max && (outdated.is_some() || !is_full) {
             *idle_total += 1;
             idle.push(Idle { addr: upstream.addr, since: Instant::now(), kept });
         }
+        drop(entries);
+        drop(outdated);
     }
 
     /// Closes the idle connections of a container, as when it stops.

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use super::carry::{Early, carry_telling};
 use super::conn::Client;
-use super::pool::{Entered, Wants};
+use super::pool::Wants;
 use super::refusal::Refusal;
 use super::server::Tasks;
 use super::stats::Open;
@@ -38,8 +38,7 @@ pub(super) async fn serve(proxy: Arc<Proxy>, stream: TcpStream, route: Route, cl
 async fn carry(proxy: &Proxy, stream: TcpStream, route: &Route, client: Client) -> Result<(), Refusal> {
     let _tunnel = Arc::clone(&proxy.tunnels).try_acquire_owned().map_err(|_| Refusal::TunnelsFull)?;
     let (upstream, mut in_use) = proxy.reach(route, client).await?;
-    let Entered { slots, .. } = proxy.pool.enter(client.home, &upstream, Wants::Nothing);
-    let _slot = proxy.slot(slots).await?;
+    let (_slot, _none) = proxy.place(client.home, &upstream, Wants::Nothing).await?;
     let inside = proxy.dial(&upstream).await?;
     if let Some(in_use) = &mut in_use {
         in_use.upgraded();
@@ -56,11 +55,7 @@ async fn carry(proxy: &Proxy, stream: TcpStream, route: &Route, client: Client) 
 
 impl Proxy {
     /// Where a route leads, for whom its container lets in.
-    async fn reach(
-        &self,
-        route: &Route,
-        client: Client,
-    ) -> Result<(Upstream, Option<Box<dyn Occupancy>>), Refusal> {
+    async fn reach(&self, route: &Route, client: Client) -> Result<(Upstream, Option<Box<dyn Occupancy>>), Refusal> {
         if let Some(gate) = self.routes.gate(route) {
             self.guard.pass_bare(&gate, client.peer.ip())?;
         }

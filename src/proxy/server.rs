@@ -69,13 +69,7 @@ impl Proxy {
         self.serve_by(listener, door, Speech::Raw(Route::Port(port)), shutdown).await;
     }
 
-    async fn serve_by(
-        self: Arc<Self>,
-        listener: TcpListener,
-        door: Door,
-        speech: Speech,
-        shutdown: CancellationToken,
-    ) {
+    async fn serve_by(self: Arc<Self>, listener: TcpListener, door: Door, speech: Speech, shutdown: CancellationToken) {
         let tasks = Tasks { tracker: TaskTracker::new(), drain: shutdown, abort: CancellationToken::new() };
         // Dropping the future of `serve` cuts its connections as well.
         let cut = tasks.abort.clone().drop_guard();
@@ -161,13 +155,7 @@ async fn sweep(proxy: Arc<Proxy>, drain: CancellationToken, abort: CancellationT
 }
 
 /// One client, from its handshake where it speaks TLS.
-async fn serve_client(
-    proxy: Arc<Proxy>,
-    stream: std::net::TcpStream,
-    client: Client,
-    speech: Speech,
-    tasks: Tasks,
-) {
+async fn serve_client(proxy: Arc<Proxy>, stream: std::net::TcpStream, client: Client, speech: Speech, tasks: Tasks) {
     let stream = match TcpStream::from_std(stream) {
         Ok(stream) => stream,
         Err(error) => return tracing::warn!(peer = %client.peer, %error, "a client cannot be waited for"),

@@ -5,23 +5,32 @@ use std::sync::Arc;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
-use super::pool::Connection;
+use super::pool::{Connection, Entered, Kept, Wants};
 use super::refusal::Refusal;
+use super::threads::Home;
 use super::{BUFFER_BYTES_MIN, Proxy, Upstream};
 
 impl Proxy {
-    /// One of the places of a container, which may be taken for a while.
-    pub(super) async fn slot(&self, slots: Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Refusal> {
-        match Arc::clone(&slots).try_acquire_owned() {
-            Ok(slot) => Ok(slot),
+    /// One of the places of a container, which may all be taken for a while, and a kept connection to it, if there is a good one.
+    pub(super) async fn place(
+        &self,
+        home: Home,
+        upstream: &Upstream,
+        wants: Wants,
+    ) -> Result<(OwnedSemaphorePermit, Option<Kept>), Refusal> {
+        let Entered { slots, kept } = self.pool.enter(home, upstream, wants);
+        let slot = match Arc::clone(&slots).try_acquire_owned() {
+            Ok(slot) => slot,
             Err(_) => match timeout(self.config.connect_ms_max, slots.acquire_owned()).await {
-                Ok(Ok(slot)) => Ok(slot),
-                _ => Err(Refusal::Busy),
+                Ok(Ok(slot)) => slot,
+                _ => return Err(Refusal::Busy),
             },
-        }
+        };
+        // Looked at last: what it brought while this waited is no answer to what is sent next.
+        Ok((slot, kept.filter(Kept::is_good)))
     }
 
     /// A new connection that provably leads to this start of this container: it stood at a moment after which the

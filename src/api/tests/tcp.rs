@@ -13,10 +13,17 @@ async fn an_alias_of_tcp_gets_a_port_that_nobody_has_and_keeps_it() {
     let desk = Desk::new().await;
     let id = desk.create(json!({})).await["id"].clone();
     let first = make(&desk, &id, json!({ "alias": "crm-db" })).await.data(201);
-    assert_eq!((&first["listen_port"], &first["program"], &first["wake"]), (&json!(20_000), &json!("tcp"), &json!(true)));
+    assert_eq!(
+        (&first["listen_port"], &first["program"], &first["wake"]),
+        (&json!(20_000), &json!("tcp"), &json!(true))
+    );
     assert_eq!(first["url"], "tcp://crm-db.node1.localhost:20000");
     let second = make(&desk, &id, json!({ "wake": false })).await.data(201);
-    assert_eq!((&second["listen_port"], &second["wake"]), (&json!(20_002), &json!(false)), "20001 is another program's");
+    assert_eq!(
+        (&second["listen_port"], &second["wake"]),
+        (&json!(20_002), &json!(false)),
+        "20001 is another program's"
+    );
     make(&desk, &id, json!({ "listen_port": 20_000 })).await.refused(409, "LISTEN_PORT_IN_USE");
     make(&desk, &id, json!({ "listen_port": TAKEN_PORT })).await.refused(409, "LISTEN_PORT_IN_USE");
     let far = make(&desk, &id, json!({ "listen_port": 5432 })).await;

@@ -33,9 +33,13 @@ impl Body {
     /// It is not framed as its head says.
     pub fn pass(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<(usize, u64), Malformed> {
         match self {
-            Self::Length(_) => {
-                let length = self.take_whole(input);
+            Self::Length(left) => {
+                let length = usize::try_from(*left).unwrap_or(usize::MAX).min(input.len());
                 out.extend_from_slice(input.get(..length).unwrap_or_default());
+                *left -= length as u64;
+                if *left == 0 {
+                    *self = Self::Done;
+                }
                 Ok((length, length as u64))
             }
             Self::Chunked(chunks) => {
@@ -51,17 +55,6 @@ impl Body {
             }
             Self::Done => Ok((0, 0)),
         }
-    }
-
-    /// How much of `input` may go to the client as it is; it counts as passed.
-    pub fn take_whole(&mut self, input: &[u8]) -> usize {
-        let Self::Length(left) = self else { return 0 };
-        let length = usize::try_from(*left).unwrap_or(usize::MAX).min(input.len());
-        *left -= length as u64;
-        if *left == 0 {
-            *self = Self::Done;
-        }
-        length
     }
 
     /// The connection has ended: whether the body has too, whose end is appended then.
@@ -83,9 +76,9 @@ mod tests {
         let (mut body, mut out) = (Body::of(Framing::Length(5)), Vec::new());
         assert_eq!(body.pass(b"abc", &mut out), Ok((3, 3)));
         assert!(!body.is_done() && !body.end(&mut out), "it is not whole");
-        assert_eq!(body.take_whole(b"defg"), 2);
+        assert_eq!(body.pass(b"defg", &mut out), Ok((2, 2)));
         assert!(body.is_done());
-        assert_eq!((out.as_slice(), body.pass(b"fg", &mut Vec::new())), (b"abc".as_slice(), Ok((0, 0))));
+        assert_eq!((body.pass(b"fg", &mut out), out.as_slice()), (Ok((0, 0)), b"abcde".as_slice()));
     }
 
     #[test]

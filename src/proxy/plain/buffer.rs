@@ -50,12 +50,11 @@ impl Buffer {
         self.was_filled = self.to == self.bytes.len();
     }
 
-    /// Bytes that were read elsewhere.
-    pub fn put(&mut self, bytes: &[u8], most: usize) {
-        let room = self.room(bytes.len(), most);
-        let length = bytes.len().min(room.len());
-        room[..length].copy_from_slice(&bytes[..length]);
-        self.came(length);
+    /// Bytes that were read elsewhere, behind those that are unread.
+    pub fn put(&mut self, bytes: &[u8]) {
+        self.bytes.truncate(self.to);
+        self.bytes.extend_from_slice(bytes);
+        self.to = self.bytes.len();
     }
 
     /// Gives memory back that only few need.
@@ -96,5 +95,8 @@ mod tests {
         assert_eq!(read(&mut buffer, b"abcdefghij"), 4);
         buffer.take(4);
         assert_eq!(read(&mut buffer, b"abcdefghij"), 8, "more came than it held");
+        buffer.take(6);
+        buffer.put(b"klm");
+        assert_eq!(buffer.unread(), b"ghklm", "nothing is lost of what comes from elsewhere");
     }
 }

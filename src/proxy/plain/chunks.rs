@@ -1,13 +1,18 @@
 //! A chunked body (RFC 9112 §7.1), taken apart and put together anew. Pure; httparse reads sizes and trailers.
 //!
-//! Extensions and trailers end here: a client that takes trailers says so, and is not plain then.
+//! Extensions and trailers end here: a client that takes trailers says so, and is not plain then. What httparse lets pass and hyper
+//! does not is refused: a size without a digit, which it reads as the last one, and a line's end within an extension.
 
 use std::io::Write as _;
 
 use super::response::Malformed;
 
+/// Bytes of a chunk's size and its extensions; hyper takes 16 KiB of these for a whole body.
+const LINE_BYTES_MAX: usize = 1_024;
 /// Fields of trailers, at most.
 const TRAILERS_MAX: usize = 32;
+/// Bytes of trailers.
+const TRAILERS_BYTES_MAX: usize = 8 * 1_024;
 /// What ends a body.
 const LAST: &[u8] = b"0\r\n\r\n";
 
@@ -35,13 +40,18 @@ impl Chunks {
     /// Takes as much as is whole and appends it to `out`; how much it took, and how many bytes of data were in it.
     ///
     /// # Errors
-    /// It is no chunked body.
+    /// What comes next is none of a chunked body; what was good before it is passed first.
     pub fn pass(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<(usize, u64), Malformed> {
         let (mut at, mut data) = (0, 0);
         while *self != Self::Done {
-            let Some(step) = self.step(input.get(at..).unwrap_or_default(), out)? else { break };
-            at += step.taken;
-            data += step.data as u64;
+            match self.step(input.get(at..).unwrap_or_default(), out) {
+                Ok(Some(step)) => {
+                    at += step.taken;
+                    data += step.data as u64;
+                }
+                Err(Malformed) if at == 0 => return Err(Malformed),
+                Ok(None) | Err(Malformed) => break,
+            }
         }
         Ok((at, data))
     }
@@ -50,9 +60,9 @@ impl Chunks {
     fn step(&mut self, rest: &[u8], out: &mut Vec<u8>) -> Result<Option<Step>, Malformed> {
         let framing = |taken| Ok(Some(Step { taken, data: 0 }));
         match *self {
-            Self::Size => match httparse::parse_chunk_size(rest).map_err(|_| Malformed)? {
-                httparse::Status::Partial => Ok(None),
-                httparse::Status::Complete((line, size)) => {
+            Self::Size => match size_of(rest)? {
+                None => Ok(None),
+                Some((line, size)) => {
                     *self = if size == 0 { Self::Trailers } else { Self::Data(size) };
                     framing(line)
                 }
@@ -78,6 +88,7 @@ impl Chunks {
             Self::Trailers => {
                 let mut fields = [httparse::EMPTY_HEADER; TRAILERS_MAX];
                 match httparse::parse_headers(rest, &mut fields).map_err(|_| Malformed)? {
+                    httparse::Status::Partial if rest.len() > TRAILERS_BYTES_MAX => Err(Malformed),
                     httparse::Status::Partial => Ok(None),
                     httparse::Status::Complete((length, _)) => {
                         end(out);
@@ -87,6 +98,22 @@ impl Chunks {
                 }
             }
             Self::Done => Ok(None),
+        }
+    }
+}
+
+/// A chunk's size, and the bytes of its line; `None` where that is not whole.
+fn size_of(rest: &[u8]) -> Result<Option<(usize, u64)>, Malformed> {
+    let line = &rest[..rest.len().min(LINE_BYTES_MAX)];
+    if line.first().is_some_and(|byte| !byte.is_ascii_hexdigit()) {
+        return Err(Malformed);
+    }
+    match httparse::parse_chunk_size(line).map_err(|_| Malformed)? {
+        httparse::Status::Partial if rest.len() > LINE_BYTES_MAX => Err(Malformed),
+        httparse::Status::Partial => Ok(None),
+        httparse::Status::Complete((length, size)) => {
+            let ends_once = line.iter().take(length).filter(|byte| **byte == b'\n').count() == 1;
+            if ends_once { Ok(Some((length, size))) } else { Err(Malformed) }
         }
     }
 }
@@ -136,11 +163,26 @@ mod tests {
 
     #[test]
     fn what_is_no_chunk_is_refused() {
-        for body in
-            ["zz\r\n", "-3\r\nabc", "3\r\nabcd\r\n", "3 3\r\nabc", "fffffffffffffffff\r\n", "0\r\nno colon\r\n\r\n"]
-        {
-            assert!(feed([body.as_bytes()]).is_err(), "{body:?}");
+        let long = format!("1;{}\r\na\r\n", "x".repeat(LINE_BYTES_MAX));
+        for body in [
+            "zz\r\n",
+            "-3\r\nabc",
+            "3\r\nabcd\r\n",
+            "3 3\r\nabc",
+            "fffffffffffffffff\r\n",
+            "0\r\nno colon\r\n\r\n",
+            "\r\n\r\n",
+            ";x\r\n\r\n",
+            "5;a\nb\r\nhello\r\n0\r\n\r\n",
+            &long,
+            &long[..LINE_BYTES_MAX + 1],
+        ] {
+            // What was good before it is told first, and it is looked at again.
+            assert!(feed([body.as_bytes(), b""]).is_err(), "{body:?}");
         }
+        let mut out = Vec::new();
+        assert_eq!(Chunks::Size.pass(b"5\r\nhello\r\nzz\r\n", &mut out), Ok((10, 5)));
+        assert_eq!(out, b"5\r\nhello\r\n");
     }
 
     proptest! {

@@ -87,7 +87,7 @@ impl<'a> Asked<'a> {
         }
         out.clear();
         put_line(out, verb, target);
-        let mut host = None;
+        let (mut host, mut agent) = (None, None);
         let mut asked = Self {
             verb,
             target,
@@ -102,7 +102,7 @@ impl<'a> Asked<'a> {
         for httparse::Header { name, value } in &*head.headers {
             match Field::of(name) {
                 Field::Host if host.is_none() => host = Some(std::str::from_utf8(value).ok()?),
-                Field::Agent => asked.agent = std::str::from_utf8(value).unwrap_or_default(),
+                Field::Agent if agent.is_none() => agent = Some(std::str::from_utf8(value).unwrap_or_default()),
                 Field::Accept => asked.wants_html |= headers::names_html(value),
                 Field::Connection if value.eq_ignore_ascii_case(b"close") => {
                     asked.closes = true;
@@ -114,12 +114,13 @@ impl<'a> Asked<'a> {
                     continue;
                 }
                 Field::Ours => continue,
-                Field::Host | Field::Connection | Field::ForwardedFor | Field::Unusual => return None,
+                Field::Host | Field::Agent | Field::Connection | Field::ForwardedFor | Field::Unusual => return None,
                 Field::Other => {}
             }
             put_field(out, name, value);
         }
         asked.host = host?;
+        asked.agent = agent.unwrap_or_default();
         Some(asked)
     }
 }
@@ -284,6 +285,7 @@ mod tests {
             "Proxy-Authorization: Basic x",
             "HTTP2-Settings: x",
             "Host: acme.node1.localhost",
+            "User-Agent: another",
             "X-Forwarded-For: 1\r\nX-Forwarded-For: 2",
             "no colon",
             "Space : x",

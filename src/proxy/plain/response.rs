@@ -80,139 +80,151 @@ pub(super) fn read(bytes: &[u8], verb: Verb, ours: Ours<'_>, out: &mut Vec<u8>) 
     if status.is_informational() {
         return Ok(Some(Head::Interim { length }));
     }
-    let seen = Seen::of(head.headers)?;
+    let seen = Seen::of(head.headers);
     let is_http_1_1 = head.version == Some(1);
     let framing = seen.framing(verb, status, is_http_1_1)?;
-    let keeps = is_http_1_1 && !seen.closes && !seen.contradicts && framing != Framing::Close;
+    let told_length = match framing {
+        Framing::Length(length) => Some(length),
+        // What the body of a GET would be.
+        Framing::Nothing if !headers::has_no_body(status) && seen.is_chunked.is_none() => seen.length.ok().flatten(),
+        _ => None,
+    };
     out.clear();
     let _ = write!(out, "HTTP/1.1 {} {}\r\n", status.as_str(), head.reason.unwrap_or_default());
-    put_fields(out, head.headers, &seen, status);
-    put_ours(out, &seen, framing, verb, status, ours);
+    let passed = put_fields(out, head.headers, &seen, status, framing);
+    put_ours(out, &passed, framing, told_length, ours);
+    let keeps = is_http_1_1 && seen.keeps() && framing != Framing::Close;
     Ok(Some(Head::Final(Final { status, framing, keeps, length })))
 }
 
-/// What a container's fields say to us.
-#[derive(Debug, Default)]
+/// What a container's fields say to us, as hyper reads them.
+#[derive(Debug)]
 struct Seen<'a> {
-    length: Option<u64>,
-    is_chunked: bool,
-    /// A length beside a transfer coding, which wins: one who sends both may mean either (RFC 9112 §6.1).
-    contradicts: bool,
+    /// The length, where it is one and the same in all places.
+    length: Result<Option<u64>, Malformed>,
+    /// Whether `chunked` is the last transfer coding; `None`: there is no coding.
+    is_chunked: Option<bool>,
     closes: bool,
     /// Names that `Connection` makes fields of this hop.
     named: Vec<&'a str>,
-    has_date: bool,
-    has_request_id: bool,
 }
 
 impl<'a> Seen<'a> {
-    fn of(fields: &[httparse::Header<'a>]) -> Result<Self, Malformed> {
-        let mut seen = Self::default();
-        let mut codings = 0;
+    fn of(fields: &[httparse::Header<'a>]) -> Self {
+        let mut seen = Self { length: Ok(None), is_chunked: None, closes: false, named: Vec::new() };
         for httparse::Header { name, value } in fields {
             let is = |other: &str| name.eq_ignore_ascii_case(other);
             match name.len() {
-                4 if is("date") => seen.has_date = true,
                 10 if is("connection") => seen.connection(value),
-                12 if is("x-request-id") => seen.has_request_id = true,
-                14 if is("content-length") => seen.content_length(value)?,
+                14 if is("content-length") => seen.length = seen.length.and_then(|before| length_of(value, before)),
                 17 if is("transfer-encoding") => {
-                    codings += 1;
-                    seen.is_chunked = value.eq_ignore_ascii_case(b"chunked");
+                    let last = value.rsplit(|byte| *byte == b',').next().unwrap_or_default();
+                    seen.is_chunked = Some(last.trim_ascii().eq_ignore_ascii_case(b"chunked"));
                 }
                 _ => {}
             }
         }
-        // Nobody was told that another coding would be understood.
-        if codings > 1 || (codings == 1 && !seen.is_chunked) {
-            return Err(Malformed);
-        }
-        seen.contradicts = seen.is_chunked && seen.length.is_some();
-        Ok(seen)
+        seen
     }
 
     fn connection(&mut self, value: &'a [u8]) {
         for name in std::str::from_utf8(value).unwrap_or_default().split(',').map(str::trim) {
-            if name.eq_ignore_ascii_case("close") {
-                self.closes = true;
-            // Both are end to end whatever the sender says.
-            } else if !name.eq_ignore_ascii_case("keep-alive") && !name.eq_ignore_ascii_case("content-length") {
-                self.named.push(name);
-            }
+            self.closes |= name.eq_ignore_ascii_case("close");
+            self.named.push(name);
         }
-    }
-
-    /// A length, or the same one several times (RFC 9112 §6.3).
-    fn content_length(&mut self, value: &[u8]) -> Result<(), Malformed> {
-        for text in value.split(|byte| *byte == b',') {
-            let digits = text.trim_ascii();
-            let is_number = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
-            let number = std::str::from_utf8(digits).ok().filter(|_| is_number).and_then(|digits| digits.parse().ok());
-            let number: u64 = number.ok_or(Malformed)?;
-            if self.length.replace(number).is_some_and(|before| before != number) {
-                return Err(Malformed);
-            }
-        }
-        Ok(())
     }
 
     fn framing(&self, verb: Verb, status: StatusCode, is_http_1_1: bool) -> Result<Framing, Malformed> {
-        if verb == Verb::Head || has_no_body(status) {
+        if verb == Verb::Head || headers::has_no_body(status) {
             return Ok(Framing::Nothing);
         }
-        match (self.is_chunked, self.length) {
-            (true, _) if is_http_1_1 => Ok(Framing::Chunked),
+        match (self.is_chunked, self.length?) {
             // A coding that the version does not have (RFC 9112 §6.1).
-            (true, _) => Err(Malformed),
-            (false, Some(length)) => Ok(Framing::Length(length)),
-            (false, None) => Ok(Framing::Close),
+            (Some(_), _) if !is_http_1_1 => Err(Malformed),
+            (Some(true), _) => Ok(Framing::Chunked),
+            (Some(false), _) | (None, None) => Ok(Framing::Close),
+            (None, Some(length)) => Ok(Framing::Length(length)),
         }
     }
 
+    /// Whether the connection is good for another request. A length beside a coding, which wins, may have been meant by somebody else
+    /// on the way (RFC 9112 §6.1).
+    fn keeps(&self) -> bool {
+        !self.closes && (self.is_chunked.is_none() || self.length == Ok(None))
+    }
+
+    /// Whether a field is of this hop.
     fn ends(&self, name: &str) -> bool {
-        self.named.iter().any(|named| named.eq_ignore_ascii_case(name))
+        let is = |other: &str| name.eq_ignore_ascii_case(other);
+        is("connection") || is("content-length") || headers::ends_here(name) || self.named.iter().any(|named| is(named))
     }
 }
 
-fn has_no_body(status: StatusCode) -> bool {
-    matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+/// A length, or the same one several times (RFC 9112 §6.3).
+fn length_of(value: &[u8], mut before: Option<u64>) -> Result<Option<u64>, Malformed> {
+    for text in value.split(|byte| *byte == b',') {
+        let digits = text.trim_ascii();
+        let is_number = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
+        let number = std::str::from_utf8(digits).ok().filter(|_| is_number).and_then(|digits| digits.parse().ok());
+        let number: u64 = number.ok_or(Malformed)?;
+        if before.replace(number).is_some_and(|before| before != number) {
+            return Err(Malformed);
+        }
+    }
+    Ok(before)
+}
+
+/// Whether the client gets the body in chunks.
+fn is_chunked(framing: Framing) -> bool {
+    matches!(framing, Framing::Chunked | Framing::Close)
+}
+
+/// Which of the fields that we would add passed already.
+#[derive(Debug, Default)]
+struct Passed {
+    date: bool,
+    request_id: bool,
 }
 
 /// The fields that pass.
-fn put_fields(out: &mut Vec<u8>, fields: &[httparse::Header<'_>], seen: &Seen<'_>, status: StatusCode) {
+fn put_fields(
+    out: &mut Vec<u8>,
+    fields: &[httparse::Header<'_>],
+    seen: &Seen<'_>,
+    status: StatusCode,
+    framing: Framing,
+) -> Passed {
+    let mut passed = Passed::default();
+    // A 426 names what to upgrade to (RFC 9110 §15.5.22).
+    let mut needs_upgrade = status == StatusCode::UPGRADE_REQUIRED;
+    let has_trailers = is_chunked(framing);
     for httparse::Header { name, value } in fields {
-        let is = |other: &str| name.eq_ignore_ascii_case(other);
-        // A 426 names what to upgrade to (RFC 9110 §15.5.22).
-        let is_needed = status == StatusCode::UPGRADE_REQUIRED && is("upgrade");
-        let is_framing = is("content-length") || is("connection");
-        if is_needed || !(is_framing || headers::ends_here(name) || seen.ends(name)) {
+        if needs_upgrade && name.eq_ignore_ascii_case("upgrade") {
             put_field(out, name, value);
-            if is_needed {
-                put_field(out, "connection", b"upgrade");
-            }
+            put_field(out, "connection", b"upgrade");
+            needs_upgrade = false;
+        } else if !seen.ends(name) && (has_trailers || !name.eq_ignore_ascii_case("trailer")) {
+            put_field(out, name, value);
+            passed.date |= name.eq_ignore_ascii_case("date");
+            passed.request_id |= name.eq_ignore_ascii_case("x-request-id");
         }
     }
+    passed
 }
 
 /// The fields that are ours, and the head's end.
-fn put_ours(out: &mut Vec<u8>, seen: &Seen<'_>, framing: Framing, verb: Verb, status: StatusCode, ours: Ours<'_>) {
-    let length = match framing {
-        Framing::Length(length) => Some(length),
-        // What the body would be.
-        Framing::Nothing if verb == Verb::Head && !has_no_body(status) && !seen.is_chunked => seen.length,
-        _ => None,
-    };
+fn put_ours(out: &mut Vec<u8>, passed: &Passed, framing: Framing, told_length: Option<u64>, ours: Ours<'_>) {
     // Writing to a Vec cannot fail.
-    if let Some(length) = length {
+    if let Some(length) = told_length {
         let _ = write!(out, "content-length: {length}\r\n");
     }
-    if matches!(framing, Framing::Chunked | Framing::Close) {
+    if is_chunked(framing) {
         put_field(out, "transfer-encoding", b"chunked");
     }
-    if !seen.has_date {
+    if !passed.date {
         put_date(out, Timestamp::now());
     }
-    if !seen.has_request_id {
+    if !passed.request_id {
         put_field(out, "x-request-id", ours.request_id.as_bytes());
     }
     if let Some(timing) = ours.timing {
@@ -242,7 +254,7 @@ pub(super) fn put_refusal(out: &mut Vec<u8>, refusal: &Refusal, asked: &Asked<'_
         put_field(out, name.as_str(), value.as_bytes());
     }
     put_date(out, Timestamp::now());
-    if !has_no_body(status) {
+    if !headers::has_no_body(status) {
         let _ = write!(out, "content-length: {}\r\n", body.len());
     }
     if ours.closes {
@@ -331,6 +343,15 @@ mod tests {
             (Verb::Get, "HTTP/1.1 204 No Content\r\n\r\n", Framing::Nothing, true),
             (Verb::Head, "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n", Framing::Nothing, true),
             (Verb::Head, "HTTP/1.1 200 OK\r\n\r\n", Framing::Nothing, true),
+            (
+                Verb::Get,
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\nTransfer-Encoding: x, chunked\r\n\r\n",
+                Framing::Chunked,
+                true,
+            ),
+            (Verb::Get, "HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\n\r\n", Framing::Close, false),
+            (Verb::Get, "HTTP/1.1 204 No Content\r\nContent-Length: x\r\n\r\n", Framing::Nothing, true),
+            (Verb::Get, "HTTP/1.1 304 Not Modified\r\nTransfer-Encoding: gzip\r\n\r\n", Framing::Nothing, true),
         ] {
             let (passed, out) = whole(verb, head);
             assert_eq!((passed.framing, passed.keeps, passed.length), (framing, keeps, head.len()), "{head}");
@@ -353,9 +374,6 @@ mod tests {
             "HTTP/1.1 200 OK\r\nContent-Length: +3\r\n\r\n",
             "HTTP/1.1 200 OK\r\nContent-Length:\r\n\r\n",
             "HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n\r\n",
-            "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
-            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
-            "HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\n\r\n",
             "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
             "HTTP/1.1 200 OK\r\nA: b\r\n folded\r\n\r\n",
             "HTTP/1.1 200 OK\r\nSpace : x\r\n\r\n",
@@ -376,8 +394,9 @@ mod tests {
     fn a_426_says_what_to_upgrade_to() {
         let (_, out) = whole(
             Verb::Get,
-            "HTTP/1.1 426 Upgrade Required\r\nUpgrade: TLS/1.0\r\nConnection: Upgrade\r\nContent-Length: 2\r\n\r\nno",
+            "HTTP/1.1 426 Upgrade Required\r\nUpgrade: TLS/1.0\r\nUpgrade: x\r\nConnection: Upgrade\r\nContent-Length: 2\r\n\r\n",
         );
+        assert_eq!(out.to_lowercase().matches("upgrade:").count(), 1, "{out}");
         assert!(out.contains("\r\nUpgrade: TLS/1.0\r\nconnection: upgrade\r\n"), "{out}");
     }
 

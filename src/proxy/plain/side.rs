@@ -32,18 +32,28 @@ pub(super) struct Side<S> {
     /// What came while a request was served.
     ahead: [u8; AHEAD_BYTES_MAX],
     ahead_bytes: usize,
+    reads_ahead: bool,
     deadline: Deadline,
 }
 
 impl<S: Read + Write + Unpin> Side<S> {
     pub fn new(io: ClientIo<S>) -> Self {
-        Self { io, ahead: [0; AHEAD_BYTES_MAX], ahead_bytes: 0, deadline: Deadline::default() }
+        Self { io, ahead: [0; AHEAD_BYTES_MAX], ahead_bytes: 0, reads_ahead: false, deadline: Deadline::default() }
+    }
+
+    /// Whether nothing of the client's is unread but the head that is served next. Where there is more, it is not asked whether it is
+    /// still there: it may have said all it has to say.
+    pub fn may_read_ahead(&mut self, nothing_else: bool) {
+        self.reads_ahead = nothing_else;
     }
 
     /// Waits for the first bytes of the next head; whether they came. They do not where the client has left, took too long or, before
     /// it sent any, is to leave.
     pub async fn next(&mut self, heads: &mut Buffer, mut leave: Pin<&mut impl Future<Output = ()>>) -> bool {
-        heads.put(&self.ahead[..mem::take(&mut self.ahead_bytes)], HEAD_BYTES_MAX);
+        if self.ahead_bytes > 0 {
+            // It was read where nothing else was unread: there is room for it.
+            heads.put(&self.ahead[..mem::take(&mut self.ahead_bytes)]);
+        }
         let has_some = !heads.unread().is_empty();
         let room = heads.room(HEAD_BYTES_MAX, HEAD_BYTES_MAX);
         if room.is_empty() {
@@ -61,21 +71,20 @@ impl<S: Read + Write + Unpin> Side<S> {
 
     /// Waits for something, at most so long, while the client is there.
     ///
-    /// Where the client sends more, it is read a little ahead, and its leaving is then seen when it is written to.
+    /// Where the client sends more, it is read a little ahead; who leaves after sending more than that is noticed when written to.
     pub async fn meanwhile<T>(&mut self, wait_max: Option<Duration>, what: impl Future<Output = T>) -> Result<T, Cut> {
         let mut what = pin!(what);
-        let Self { io, ahead, ahead_bytes, deadline } = self;
+        let Self { io, ahead, ahead_bytes, reads_ahead, deadline } = self;
         deadline.clear();
         poll_fn(|cx| {
             if let Poll::Ready(done) = what.as_mut().poll(cx) {
                 return Poll::Ready(Ok(done));
             }
-            if *ahead_bytes == 0
-                && let Poll::Ready(read) = poll_read(io, cx, ahead)
-            {
-                match read {
-                    Ok(bytes) if bytes > 0 => *ahead_bytes = bytes,
-                    _ => return Poll::Ready(Err(Cut::Gone)),
+            while *reads_ahead && *ahead_bytes < AHEAD_BYTES_MAX {
+                match poll_read(io, cx, &mut ahead[*ahead_bytes..]) {
+                    Poll::Ready(Ok(bytes)) if bytes > 0 => *ahead_bytes += bytes,
+                    Poll::Ready(_) => return Poll::Ready(Err(Cut::Gone)),
+                    Poll::Pending => break,
                 }
             }
             let Some(wait_max) = wait_max else { return Poll::Pending };

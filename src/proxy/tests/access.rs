@@ -49,9 +49,11 @@ async fn bed(config: ProxyConfig, groups: Vec<Group>) -> (Bed, Container) {
 #[tokio::test]
 async fn a_connection_of_raw_tcp_is_let_in_by_its_address_alone() {
     let own = "127.0.0.0/8";
-    for (groups, enters) in
-        [(vec![ip(own)], true), (vec![token("header:x-key"), password("ann", "long enough")], false), (vec![ip("10.0.0.0/8")], false)]
-    {
+    for (groups, enters) in [
+        (vec![ip(own)], true),
+        (vec![token("header:x-key"), password("ann", "long enough")], false),
+        (vec![ip("10.0.0.0/8")], false),
+    ] {
         let (bed, container) = bed(fast(), groups).await;
         bed.table.lead_port(Resolution::Upstream(Upstream { container: bed.acme, epoch: 1, addr: container.addr }));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -109,7 +111,8 @@ async fn whoever_has_no_credentials_is_asked_for_them_and_gets_no_further() {
     let mut client = bed.client().await;
     client.send(upgrade).await;
     assert_eq!(status(&client.head().await), 401);
-    let posted = bed.say("POST / HTTP/1.1\r\nHost: acme.node1.localhost\r\nContent-Length: 4\r\n\r\nbody").await;
+    let post = "POST / HTTP/1.1\r\nHost: acme.node1.localhost\r\nConnection: close\r\nContent-Length: 4\r\n\r\nbody";
+    let posted = bed.say(post).await;
     assert_eq!(status(&posted), 401, "{posted}");
     assert_eq!((bed.resolved(), container.accepted()), (0, 0));
     bed.end().await;

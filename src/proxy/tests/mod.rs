@@ -10,6 +10,7 @@ mod raw;
 mod smuggling;
 mod tenants;
 mod tls;
+mod ways;
 
 use std::collections::HashMap;
 use std::future::Future;
