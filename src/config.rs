@@ -4,8 +4,10 @@
 //! suits one machine, so that `tenantry serve` alone works; an unknown key is refused by its name. The environment is
 //! handed in by the caller and read nowhere else.
 
+mod acme;
 mod awake;
 mod exec;
+mod proxy;
 
 use std::collections::HashMap;
 use std::fmt::Display;
@@ -13,36 +15,27 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use ipnetwork::IpNetwork;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::domain::alias::PortRange;
 use crate::domain::dns::{NAME_SERVERS_MAX, NameServer};
-use crate::domain::host::{CustomDomain, HostNames, Scheme};
+use crate::domain::host::HostNames;
 use crate::domain::{Bytes, BytesPerSecond, CpuMillis, Instance, Limits, Pids, Slot, Subnet, slot};
 
+pub use acme::{Acme, AcmeChallenge};
 pub use awake::{Awake, MemoryShare, Starts};
 pub use exec::Exec;
+pub use proxy::{Proxy, Quiet, TRUSTED_PROXIES_MAX};
 
 /// What variables of the environment start with.
 pub const ENV_PREFIX: &str = "TENANTRY_";
 /// Variables with that prefix that are the client's or a test's, not keys.
 const ENV_NOT_KEYS: [&str; 6] = ["URL", "TOKEN", "CONFIG", "LOG", "SKIPS", "VM"];
-/// The longest a request waits for a container to wake, in seconds: below what the proxy waits for any answer to "where".
-const WAKE_TIMEOUT_S_MAX: u32 = 55;
 /// Where `serve` looks when no file is named.
 pub const FILE_DEFAULT: &str = "/etc/tenantry/tenantry.toml";
 
 /// Questions a second that one tenant may be granted: fewer than the firewall lets through, so that whoever asks too much is told.
 const DNS_QUERIES_PER_S: std::ops::RangeInclusive<u32> = 1..=400;
-
-/// Paths, and words of a `User-Agent`, that do not wake, at most: each request is compared with them.
-const QUIET_WORDS_MAX: usize = 256;
-/// Bytes of one of them.
-const QUIET_WORD_BYTES_MAX: usize = 256;
-/// Networks of proxies whose word is taken, at most.
-pub const TRUSTED_PROXIES_MAX: usize = 16;
 
 /// Connections that one tenant may have through its proxy at once.
 const RELAY_CONNECTIONS: std::ops::RangeInclusive<usize> = 1..=8192;
@@ -106,109 +99,6 @@ pub struct Api {
 impl Default for Api {
     fn default() -> Self {
         Self { listen: SocketAddr::from(([127, 0, 0, 1], 7070)), metrics_open: false }
-    }
-}
-
-/// The proxy's settings.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Proxy {
-    /// Address and port.
-    pub listen: SocketAddr,
-    /// Address and port for clients that speak TLS; none: nobody does here.
-    pub tls_listen: Option<SocketAddr>,
-    /// Where certificates are, `<name>.crt` or `.pem` with `<name>.key`; `None`: `<data_dir>/certificates`.
-    pub certificates_dir: Option<PathBuf>,
-    /// Whether `listen` sends clients to https instead of serving them.
-    pub redirect_to_https: bool,
-    /// The port in the URLs, where it is not the one listened on (behind a load balancer).
-    pub public_port: Option<u16>,
-    /// `http` or `https` in the URLs; `None`: `https` where `tls_listen` is set, else `http`.
-    pub scheme: Option<Scheme>,
-    /// How long a request waits for a container that has to wake, in seconds, 1–60.
-    pub wake_timeout_s: u32,
-    /// Networks of proxies before this one, at most 16: whoever comes from there is believed what it says in `X-Forwarded-For`. From the
-    /// environment: with commas.
-    #[serde(deserialize_with = "one_or_many")]
-    pub trusted_proxies: Vec<IpNetwork>,
-    /// Ports of this host for aliases of raw TCP, as `20000-20099`, at the address of `listen`; none: there are no such aliases.
-    pub tcp_ports: Option<PortRange>,
-    /// Whether each container has a log of what is asked of its URL.
-    pub access_log: bool,
-    /// Requests that do not wake a container: 204 while it sleeps, and as any other while it is awake.
-    pub quiet: Quiet,
-}
-
-/// Requests of browsers and probes that want nothing of the tenant.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Quiet {
-    /// Paths, exactly so.
-    pub paths: Vec<String>,
-    /// Words in the `User-Agent`, whatever their case.
-    pub agents: Vec<String>,
-}
-
-impl Default for Quiet {
-    fn default() -> Self {
-        let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
-        Self {
-            paths: texts(&["/favicon.ico", "/robots.txt"]),
-            agents: texts(&[
-                "bot",
-                "crawler",
-                "spider",
-                "kube-probe",
-                "HealthChecker",
-                "UptimeRobot",
-                "Pingdom",
-                "GoogleHC",
-            ]),
-        }
-    }
-}
-
-/// Certificates by ACME, for verified domains of customers and for names given here.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Acme {
-    /// Whether any are ordered. Whoever switches it on agrees to the server's terms.
-    pub enabled: bool,
-    /// The server's directory.
-    pub directory: String,
-    /// Who is told of trouble, as `mailto:` URLs. From the environment: with commas.
-    #[serde(deserialize_with = "one_or_many")]
-    pub contact: Vec<String>,
-    /// How names are proven: the server comes to port 80 for `http-01`, to port 443 for `tls-alpn-01`.
-    pub challenge: AcmeChallenge,
-    /// Names to have certificates, beside verified domains of aliases. From the environment: with commas.
-    #[serde(deserialize_with = "one_or_many")]
-    pub domains: Vec<CustomDomain>,
-    /// Whom the server's own certificate is signed by (PEM), where that is not one whom this host trusts.
-    pub ca_file: Option<PathBuf>,
-}
-
-/// How a name is proven to an ACME server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum AcmeChallenge {
-    /// A text under a path (RFC 8555 §8.3).
-    #[serde(rename = "http-01")]
-    Http01,
-    /// A certificate in a handshake (RFC 8737).
-    #[serde(rename = "tls-alpn-01")]
-    TlsAlpn01,
-}
-
-impl Default for Acme {
-    fn default() -> Self {
-        Self {
-            enabled: false,
-            directory: "https://acme-v02.api.letsencrypt.org/directory".to_owned(),
-            contact: Vec::new(),
-            challenge: AcmeChallenge::Http01,
-            domains: Vec::new(),
-            ca_file: None,
-        }
     }
 }
 
@@ -380,50 +270,6 @@ impl Default for Config {
     }
 }
 
-impl Default for Proxy {
-    fn default() -> Self {
-        Self {
-            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
-            tls_listen: None,
-            certificates_dir: None,
-            redirect_to_https: false,
-            public_port: None,
-            scheme: None,
-            wake_timeout_s: 30,
-            trusted_proxies: Vec::new(),
-            tcp_ports: None,
-            access_log: true,
-            quiet: Quiet::default(),
-        }
-    }
-}
-
-impl Proxy {
-    /// As it stands in the URLs.
-    pub fn scheme(&self) -> Scheme {
-        let own = if self.tls_listen.is_some() { Scheme::Https } else { Scheme::Http };
-        self.scheme.unwrap_or(own)
-    }
-
-    /// How clients of `listen` come: where TLS is spoken here, those who speak none come there; else whoever is in front may have
-    /// spoken it.
-    pub fn plain_scheme(&self) -> Scheme {
-        if self.tls_listen.is_some() { Scheme::Http } else { self.scheme() }
-    }
-
-    /// The port that the URLs have.
-    fn port(&self) -> u16 {
-        let own = self.tls_listen.filter(|_| self.scheme() == Scheme::Https).unwrap_or(self.listen);
-        self.public_port.unwrap_or(own.port())
-    }
-
-    /// The port of https that clients of `listen` are sent to, if they are.
-    pub fn https_port(&self) -> Option<u16> {
-        let own = self.tls_listen.filter(|_| self.redirect_to_https)?.port();
-        Some(self.public_port.filter(|_| self.scheme() == Scheme::Https).unwrap_or(own))
-    }
-}
-
 impl Default for Dns {
     fn default() -> Self {
         Self { upstreams: Vec::new(), port: 0, queries_per_second: 100 }
@@ -513,29 +359,8 @@ impl Config {
         if !(self.limits.cpu.is_finite() && (0.0..=4096.0).contains(&self.limits.cpu)) {
             return wrong("limits.cpu", format!("{} is not between 0 and 4096 cores", self.limits.cpu));
         }
-        if !(1..=WAKE_TIMEOUT_S_MAX).contains(&self.proxy.wake_timeout_s) {
-            let problem = format!("{} is not between 1 and {WAKE_TIMEOUT_S_MAX} seconds", self.proxy.wake_timeout_s);
-            return wrong("proxy.wake_timeout_s", problem);
-        }
-        for (key, words) in
-            [("proxy.quiet.paths", &self.proxy.quiet.paths), ("proxy.quiet.agents", &self.proxy.quiet.agents)]
-        {
-            if words.len() > QUIET_WORDS_MAX {
-                return wrong(key, format!("{} are more than {QUIET_WORDS_MAX}", words.len()));
-            }
-            if let Some(long) = words.iter().find(|word| word.len() > QUIET_WORD_BYTES_MAX) {
-                return wrong(key, format!("`{:.32}…` is longer than {QUIET_WORD_BYTES_MAX} bytes", long));
-            }
-        }
-        if self.proxy.trusted_proxies.len() > TRUSTED_PROXIES_MAX {
-            let count = self.proxy.trusted_proxies.len();
-            return wrong("proxy.trusted_proxies", format!("{count} are more than {TRUSTED_PROXIES_MAX}"));
-        }
-        self.validate_tcp_ports()?;
-        if self.proxy.redirect_to_https && self.proxy.tls_listen.is_none() {
-            return wrong("proxy.redirect_to_https", "nobody would be served: proxy.tls_listen is not set".to_owned());
-        }
-        self.validate_acme()?;
+        self.proxy.validate(self.api.listen)?;
+        self.acme.validate(self.proxy.tls_listen.is_some())?;
         if self.pool.size < POOL_SIZE_MIN {
             return wrong("pool.size", format!("{} is less than {POOL_SIZE_MIN}", self.pool.size));
         }
@@ -556,32 +381,6 @@ impl Config {
             return wrong("users.uid_base", format!("{} leaves no room for 65536 ids a slot", self.users.uid_base));
         }
         Ok(self)
-    }
-
-    fn validate_tcp_ports(&self) -> Result<(), ConfigError> {
-        let Some(range) = self.proxy.tcp_ports else { return Ok(()) };
-        let own = [Some(self.api.listen), Some(self.proxy.listen), self.proxy.tls_listen];
-        match own.into_iter().flatten().find(|own| range.has(own.port())) {
-            Some(own) => {
-                let problem = format!("{range} has {} in it, which this daemon listens on itself", own.port());
-                Err(ConfigError::Value { key: "proxy.tcp_ports", problem })
-            }
-            None => Ok(()),
-        }
-    }
-
-    fn validate_acme(&self) -> Result<(), ConfigError> {
-        let wrong = |key, problem: String| Err(ConfigError::Value { key, problem });
-        if !self.acme.directory.starts_with("https://") {
-            return wrong("acme.directory", format!("`{}` is no https URL", self.acme.directory));
-        }
-        if let Some(contact) = self.acme.contact.iter().find(|contact| !contact.starts_with("mailto:")) {
-            return wrong("acme.contact", format!("`{contact}` does not begin with mailto:"));
-        }
-        if self.acme.enabled && self.proxy.tls_listen.is_none() {
-            return wrong("acme.enabled", "nobody would be shown certificates: proxy.tls_listen is not set".to_owned());
-        }
-        Ok(())
     }
 
     /// The highest slot that has both an address in the subnet and 65536 ids below 2^32.
@@ -640,6 +439,7 @@ fn is_key(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::host::Scheme;
 
     fn load(toml: &str, env: &[(&str, &str)]) -> Result<Config, ConfigError> {
         let folder = tempfile::tempdir().unwrap();

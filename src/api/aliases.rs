@@ -167,6 +167,7 @@ async fn apply(api: &Api, caller: &Caller, id: AliasId, patch: AliasPatch) -> Re
     seen(api, caller, id)?;
     may_vouch(caller, &patch.settings)?;
     let alias = api.service.update_alias(id, patch).await?;
+    api.ports.look();
     Ok(Answer::ok("Proxy alias updated successfully", view(api, &alias)))
 }
 
@@ -183,5 +184,6 @@ pub async fn remove(
 ) -> Result<Answer<Deleted>, ApiError> {
     seen(&api, &caller, id)?;
     api.service.delete_alias(id).await?;
+    api.ports.look();
     Ok(Answer::ok("Proxy alias deleted successfully", Deleted { id: id.to_string() }))
 }

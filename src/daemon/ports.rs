@@ -3,7 +3,7 @@
 //! ```text
 //! an alias is made ─► claim: listens, clients wait ─┐
 //!                                                   ▼
-//! each second, and after a claim: ports of good aliases ─► opened · those of others ─► closed, their connections drained
+//! each second, and when one changes: ports of good aliases ─► opened · those of others ─► closed, their connections drained
 //! ```
 //!
 //! A port is listened on before its alias is answered for, so that whoever is told of it can come.
@@ -24,7 +24,7 @@ use crate::domain::alias::PortRange;
 use crate::lifecycle::{HostPorts, Service};
 use crate::proxy::Proxy;
 
-/// How late an alias's port may close.
+/// How late the port of an alias closes that went with its container, or expired.
 const LOOK_MS: Duration = Duration::from_millis(1_000);
 /// How long a port is held for an alias that is being made.
 const CLAIM_MS_MAX: Duration = Duration::from_millis(10_000);
@@ -37,13 +37,13 @@ pub struct Ports {
     address: IpAddr,
     range: Option<PortRange>,
     claimed: Mutex<HashMap<NonZeroU16, (TcpListener, Instant)>>,
-    is_claimed: Notify,
+    changed: Notify,
 }
 
 impl Ports {
     /// At this address, of this range.
     pub fn new(address: IpAddr, range: Option<PortRange>) -> Self {
-        Self { address, range, claimed: Mutex::default(), is_claimed: Notify::new() }
+        Self { address, range, claimed: Mutex::default(), changed: Notify::new() }
     }
 
     fn claimed(&self) -> MutexGuard<'_, HashMap<NonZeroU16, (TcpListener, Instant)>> {
@@ -77,7 +77,7 @@ impl Ports {
             self.claimed().retain(|_, (_, since)| since.elapsed() < CLAIM_MS_MAX);
             tokio::select! {
                 () = shutdown.cancelled() => {}
-                () = self.is_claimed.notified() => {}
+                () = self.changed.notified() => {}
                 () = tokio::time::sleep(LOOK_MS) => {}
             }
         }
@@ -94,8 +94,12 @@ impl HostPorts for Ports {
     fn claim(&self, port: NonZeroU16) -> io::Result<()> {
         let listener = self.bind(port)?;
         self.claimed().insert(port, (listener, Instant::now()));
-        self.is_claimed.notify_one();
+        self.look();
         Ok(())
+    }
+
+    fn look(&self) {
+        self.changed.notify_one();
     }
 }
 

@@ -16,4 +16,7 @@ pub trait HostPorts: Debug + Send + Sync + 'static {
     /// # Errors
     /// Somebody else has it.
     fn claim(&self, port: NonZeroU16) -> io::Result<()>;
+
+    /// Looks at once which of them still lead somewhere: an alias was changed or taken away.
+    fn look(&self);
 }

@@ -77,7 +77,7 @@ impl Proxy {
         if !is_raw {
             tasks.tracker.spawn(sweep(Arc::clone(&self), tasks.drain.clone(), tasks.abort.clone()));
         }
-        while let Some((stream, peer, slot)) = self.next_client(&listener, &tasks.drain).await {
+        while let Some((stream, peer, slot)) = self.next_client(&listener, !is_raw, &tasks.drain).await {
             let Some(seat) = self.threads.seat() else { break };
             let open = Open::count(&self.counters.connections);
             let client = Client { peer, door, home: seat.home };
@@ -103,21 +103,28 @@ impl Proxy {
 
     /// The next client, once there is a slot for one; `None` when draining. Cancel-safe: a slot is taken before the
     /// accept, and an accept that was not polled to its end took no client.
+    ///
+    /// Of many listeners each would hold a slot for nobody: those do not wait (`waits`), and a client without a slot is let go.
     async fn next_client(
         &self,
         listener: &TcpListener,
+        waits: bool,
         drain: &CancellationToken,
     ) -> Option<(std::net::TcpStream, SocketAddr, OwnedSemaphorePermit)> {
         let next = async {
             // The semaphore is never closed.
-            let slot = Arc::clone(&self.connections).acquire_owned().await.ok()?;
+            let mut slot = if waits { Some(Arc::clone(&self.connections).acquire_owned().await.ok()?) } else { None };
             loop {
                 match listener.accept().await {
                     // Without the runtime that accepted it: another will wait for it.
-                    Ok((stream, peer)) => match stream.into_std() {
-                        Ok(stream) => return Some((stream, peer, slot)),
-                        Err(error) => tracing::debug!(%peer, %error, "a client is lost"),
-                    },
+                    Ok((stream, peer)) => {
+                        let slot = slot.take().or_else(|| Arc::clone(&self.connections).try_acquire_owned().ok());
+                        match slot.map(|slot| stream.into_std().map(|stream| (stream, slot))) {
+                            Some(Ok((stream, slot))) => return Some((stream, peer, slot)),
+                            Some(Err(error)) => tracing::debug!(%peer, %error, "a client is lost"),
+                            None => tracing::debug!(%peer, "there is no room for a client"),
+                        }
+                    }
                     Err(error) if is_about_one_client(&error) => {}
                     Err(error) => {
                         tracing::warn!(%error, "the proxy cannot accept a connection");

@@ -112,6 +112,8 @@ impl HostPorts for Zone {
     fn claim(&self, port: NonZeroU16) -> io::Result<()> {
         if port.get() == TAKEN_PORT { Err(io::ErrorKind::AddrInUse.into()) } else { Ok(()) }
     }
+
+    fn look(&self) {}
 }
 
 impl Desk {

@@ -90,3 +90,17 @@ async fn what_does_not_end_by_itself_is_cut_at_the_end_of_the_drain() {
     assert_eq!(client.rest().await, "");
     assert!(TcpStream::connect(addr).await.is_err());
 }
+
+#[tokio::test]
+async fn a_door_that_nobody_comes_to_takes_no_place_of_a_clients() {
+    let config = ProxyConfig { connections_max: 1, ..fast() };
+    let (raw, _container) = Raw::with(config, mirror).await;
+    // The one place is for whoever comes first.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let mut client = raw.bed.client().await;
+    client.send(&get("/")).await;
+    assert!(client.head().await.starts_with("HTTP/1.1 200"));
+    assert_eq!(Peer::connect(raw.addr).await.rest().await, "", "there is no place");
+    drop(client);
+    raw.end().await;
+}
