@@ -4,6 +4,10 @@
 //! the disk never holds an older record than was last seen. Only the flush, which takes milliseconds, happens outside
 //! the lock and is shared with whoever else waits for one.
 
+mod aliases;
+mod catalogs;
+mod receipts;
+
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -13,17 +17,14 @@ use tokio::sync::{Mutex, watch};
 use super::aliases::Aliases;
 use super::catalog::Catalog;
 use super::directory::Directory;
-use super::error::{Error, What};
+use super::error::Error;
 use super::happenings::happenings;
 use crate::domain::container::Transition;
 use crate::domain::event::{EventKind, Happening};
 use crate::domain::network::Network;
-use crate::domain::{
-    AliasId, Container, ContainerId, Image, Project, ProjectId, ProxyAlias, Receipt, ReceiptId, Slot, Token, TokenId,
-};
+use crate::domain::{Container, ContainerId, Image, Project, ProjectId, ProxyAlias, Receipt, ReceiptId, Slot, Token};
 use crate::store::events::{Shelf, Staged};
 use crate::store::{Batch, Durability, EventLog, Records};
-use crate::sys::btrfs::SubvolumeId;
 
 /// Changes of status that are kept of each container.
 pub const TRANSITIONS_MAX: u64 = 200;
@@ -307,120 +308,6 @@ impl Ledger {
         }
     }
 
-    /// Adds or changes a further name of a container that is not being deleted. Flushed.
-    ///
-    /// # Errors
-    /// What `make` refuses, no such container, the name is in use, too many.
-    pub async fn put_alias(
-        &self,
-        make: impl FnOnce(&Aliases) -> Result<ProxyAlias, Error> + Send,
-    ) -> Result<Arc<ProxyAlias>, Error> {
-        let alias = {
-            let _order = self.order.lock().await;
-            let new = make(&self.aliases())?;
-            self.check_alias(&new)?;
-            let old = self.aliases().get(new.id).ok();
-            let alias = write(&self.aliases).put(new)?;
-            if let Err(error) = self.commit(Batch::default().put(&*alias)?).await {
-                let mut aliases = write(&self.aliases);
-                aliases.remove(alias.id);
-                if let Some(old) = old {
-                    aliases.put((*old).clone())?;
-                }
-                return Err(error);
-            }
-            alias
-        };
-        self.settle(Durability::Flushed).await?;
-        Ok(alias)
-    }
-
-    fn check_alias(&self, new: &ProxyAlias) -> Result<(), Error> {
-        let directory = self.directory();
-        if directory.container(new.container)?.receipt.is_some() {
-            return Err(Error::Deleting { what: What::Container });
-        }
-        match directory.by_alias(&new.alias) {
-            Some(_) => Err(Error::AliasInUse { what: What::Alias, name: new.alias.to_string() }),
-            None => Ok(()),
-        }
-    }
-
-    /// Takes a further name away. Flushed.
-    ///
-    /// # Errors
-    /// The store's.
-    pub async fn remove_alias(&self, id: AliasId) -> Result<(), Error> {
-        {
-            let _order = self.order.lock().await;
-            self.commit(Batch::default().remove::<ProxyAlias>(&id)).await?;
-            write(&self.aliases).remove(id);
-        }
-        self.settle(Durability::Flushed).await
-    }
-
-    /// Marks a container as deleted, once; gives its receipt, which says from the first which subvolumes have to go. From here
-    /// on it never runs again; the plan that erases it flushes the mark before it touches data. To delete it again is no change,
-    /// whatever `if_match` says.
-    ///
-    /// # Errors
-    /// No such container, it is protected, or at another generation than `if_match`.
-    pub async fn tombstone(
-        &self,
-        id: ContainerId,
-        subvolumes: &[SubvolumeId],
-        if_match: Option<u64>,
-    ) -> Result<Receipt, Error> {
-        let _order = self.order.lock().await;
-        let old = self.directory().container(id)?;
-        if let Some(receipt) = old.receipt {
-            return self.receipt(receipt).await;
-        }
-        if let Some(wanted) = if_match.filter(|wanted| *wanted != old.generation) {
-            return Err(Error::Stale { what: What::Container, wanted, found: old.generation });
-        }
-        if old.settings.deletion_protection {
-            return Err(Error::Protected(id));
-        }
-        let mut receipt = Receipt::pending(id, old.project, Timestamp::now());
-        receipt.follow(subvolumes.iter().map(|id| id.0));
-        let mut new = (*old).clone();
-        new.receipt = Some(receipt.id);
-        new.generation += 1;
-        new.updated_at = Timestamp::now();
-        let batch = log_transition(Batch::default(), &old, &mut new, Change::lazy("delete"))?;
-        self.commit(batch.put(&new)?.put(&receipt)?).await?;
-        write(&self.directory).put(new)?;
-        write(&self.receipts).insert(id, receipt.id);
-        Ok(receipt)
-    }
-
-    /// One receipt.
-    ///
-    /// # Errors
-    /// No such receipt.
-    pub async fn receipt(&self, id: ReceiptId) -> Result<Receipt, Error> {
-        self.records.get::<Receipt>(&id).await?.ok_or_else(|| Error::not_found(What::Receipt, id))
-    }
-
-    /// Receipts that are not complete.
-    ///
-    /// # Errors
-    /// The store's.
-    pub async fn open_receipts(&self) -> Result<Vec<Receipt>, Error> {
-        let all = self.records.all::<Receipt>().await?;
-        Ok(all.into_iter().filter(|receipt| receipt.completed_at.is_none()).collect())
-    }
-
-    /// Writes a receipt's progress. Flushed.
-    ///
-    /// # Errors
-    /// The store's.
-    pub async fn put_receipt(&self, receipt: &Receipt) -> Result<(), Error> {
-        self.records.commit(Batch::default().put(receipt)?, Durability::Flushed).await?;
-        Ok(())
-    }
-
     /// Adds or changes a project. Flushed.
     ///
     /// # Errors
@@ -457,85 +344,6 @@ impl Ledger {
             let _order = self.order.lock().await;
             self.commit(Batch::default().remove::<Project>(&id)).await?;
             write(&self.directory).remove_project(id);
-        }
-        self.settle(Durability::Flushed).await
-    }
-
-    /// Adds an image. Flushed.
-    ///
-    /// # Errors
-    /// Its name is in use.
-    pub async fn add_image(&self, image: Image) -> Result<Arc<Image>, Error> {
-        self.add_to(&self.images, image).await
-    }
-
-    /// Forgets an image. Flushed.
-    ///
-    /// # Errors
-    /// The store's.
-    pub async fn remove_image(&self, image: &Image) -> Result<(), Error> {
-        self.remove_from(&self.images, image).await
-    }
-
-    /// Adds a token. Flushed.
-    ///
-    /// # Errors
-    /// Its alias is in use.
-    pub async fn add_token(&self, token: Token) -> Result<Arc<Token>, Error> {
-        self.add_to(&self.tokens, token).await
-    }
-
-    /// Puts a changed token in the place of the one with its id and alias. Flushed.
-    ///
-    /// # Errors
-    /// No such token, the store's.
-    pub async fn change_token(
-        &self,
-        id: TokenId,
-        change: impl FnOnce(&Token) -> Token + Send,
-    ) -> Result<Arc<Token>, Error> {
-        let changed = {
-            let _order = self.order.lock().await;
-            let old = self.tokens().get(&id).ok_or_else(|| Error::not_found(What::Token, id))?;
-            let new = change(&old);
-            self.commit(Batch::default().put(&new)?).await?;
-            write(&self.tokens).replace(new)
-        };
-        self.settle(Durability::Flushed).await?;
-        Ok(changed)
-    }
-
-    /// Forgets a token. Flushed.
-    ///
-    /// # Errors
-    /// The store's.
-    pub async fn remove_token(&self, token: &Token) -> Result<(), Error> {
-        self.remove_from(&self.tokens, token).await
-    }
-
-    async fn add_to<R: super::catalog::Named>(&self, catalog: &RwLock<Catalog<R>>, record: R) -> Result<Arc<R>, Error> {
-        let record = {
-            let _order = self.order.lock().await;
-            let record = write(catalog).add(record)?;
-            if let Err(error) = self.commit(Batch::default().put(&*record)?).await {
-                write(catalog).remove(&record);
-                return Err(error);
-            }
-            record
-        };
-        self.settle(Durability::Flushed).await?;
-        Ok(record)
-    }
-
-    async fn remove_from<R: super::catalog::Named>(
-        &self,
-        catalog: &RwLock<Catalog<R>>,
-        record: &R,
-    ) -> Result<(), Error> {
-        {
-            let _order = self.order.lock().await;
-            self.commit(Batch::default().remove::<R>(&record.id())).await?;
-            write(catalog).remove(record);
         }
         self.settle(Durability::Flushed).await
     }

@@ -11,6 +11,7 @@
 //!
 //! Invariants: a limit that was set was read back; a wait has a bound; a removal that returned `Ok` left no folder.
 
+mod files;
 pub mod kernel;
 pub mod layout;
 pub mod plan;

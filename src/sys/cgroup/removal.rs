@@ -14,7 +14,8 @@ use nix::unistd::Pid;
 use crate::domain::ContainerId;
 
 use super::CgroupError;
-use super::kernel::{Groups, busy, gone, poll, read, write};
+use super::files::{busy, gone, poll, read, write};
+use super::kernel::Groups;
 
 /// How long a group may take to empty after the kill: a task that waits for a disk dies when the disk answers.
 const EMPTY_MS_MAX: u64 = 10_000;
