@@ -184,6 +184,5 @@ pub async fn remove(
 ) -> Result<Answer<Deleted>, ApiError> {
     seen(&api, &caller, id)?;
     api.service.delete_alias(id).await?;
-    api.ports.look();
     Ok(Answer::ok("Proxy alias deleted successfully", Deleted { id: id.to_string() }))
 }

@@ -11,12 +11,15 @@ pub trait HostPorts: Debug + Send + Sync + 'static {
     /// Those that aliases may have; `None`: none.
     fn range(&self) -> Option<PortRange>;
 
-    /// Listens at one of them, for an alias that is being made: clients are taken once it is, and the port is let go where it is not.
+    /// Listens at one of them, for an alias that is being made.
     ///
     /// # Errors
-    /// Somebody else has it.
+    /// Somebody else has it ([`io::ErrorKind::AddrInUse`]), or it cannot be had.
     fn claim(&self, port: NonZeroU16) -> io::Result<()>;
 
-    /// Looks at once which of them still lead somewhere: an alias was changed or taken away.
+    /// Lets a port go whose alias was not made after all.
+    fn release(&self, port: NonZeroU16);
+
+    /// Looks at once which of them lead somewhere: an alias was made or changed.
     fn look(&self);
 }

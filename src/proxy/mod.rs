@@ -236,6 +236,8 @@ pub struct ProxyConfig {
     pub connection_window_bytes: u32,
     /// Upgraded connections.
     pub tunnels_max: usize,
+    /// Connections of raw TCP, also those that wait for their container.
+    pub raw_max: usize,
     /// Requests and tunnels open towards one container.
     pub per_upstream_max: usize,
     /// Idle connections kept to one container: as many as it may have open. With fewer, a busy one's connections are closed and made
@@ -276,6 +278,7 @@ impl Default for ProxyConfig {
             stream_window_bytes: 256 * 1024,
             connection_window_bytes: 1024 * 1024,
             tunnels_max: 4_096,
+            raw_max: 2_048,
             per_upstream_max: 1_024,
             idle_per_upstream_max: 1_024,
             idle_upstreams_max: 4_096,
@@ -294,6 +297,7 @@ pub struct Proxy {
     pool: Arc<pool::Pool>,
     connections: Arc<Semaphore>,
     tunnels: Arc<Semaphore>,
+    raws: Arc<Semaphore>,
     counters: stats::Counters,
     guard: guard::Guard,
     challenges: OnceLock<Arc<Challenges>>,
@@ -321,6 +325,7 @@ impl Proxy {
             pool: Arc::new(pool::Pool::new(bounds, threads.count())),
             connections: Arc::new(Semaphore::new(config.connections_max)),
             tunnels: Arc::new(Semaphore::new(config.tunnels_max)),
+            raws: Arc::new(Semaphore::new(config.raw_max)),
             counters: stats::Counters::default(),
             guard: guard::Guard::new(),
             challenges: OnceLock::new(),

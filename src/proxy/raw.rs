@@ -2,14 +2,19 @@
 //!
 //! ```text
 //! client ──► server (accept) ──► who may come? (by address alone) ──► resolve ──► dial ──► carry, both ways
+//!                                └────── unless the client leaves meanwhile ──────┘
 //! ```
 //!
-//! A connection counts as an upgraded one: it keeps its container awake, has the tunnels' bounds, and ends with them. A client that is
-//! refused is let go without a word, as there is none that all programs understand.
+//! A connection counts as an upgraded one: it keeps its container awake, and ends after as long a silence. There is room for
+//! `raw_max` of them, waiting or not, and for `per_upstream_max` towards one container. A client that is refused is let go without a
+//! word, as there is none that all programs understand.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use super::carry::{Early, carry_telling};
@@ -23,6 +28,21 @@ use crate::domain::host::Route;
 
 /// One that comes for no page.
 const VISITOR: Visitor<'static> = Visitor { path: "/", agent: "" };
+/// The first pause before a port is tried again that nobody listens at yet; each further one is twice as long.
+const DIAL_PAUSE_MS_FIRST: Duration = Duration::from_millis(20);
+/// A client that is silent for so long is asked whether it is there, and again after each further pause, so many times: two minutes in
+/// all. Programs that speak raw TCP are often silent, and a client that vanished would keep its container awake.
+const KEEPALIVE_IDLE_S: u32 = 60;
+const KEEPALIVE_PAUSE_S: u32 = 15;
+const KEEPALIVE_PROBES: u32 = 4;
+
+/// The way into a container.
+struct Inside {
+    upstream: Upstream,
+    stream: TcpStream,
+    in_use: Option<Box<dyn Occupancy>>,
+    _slot: OwnedSemaphorePermit,
+}
 
 /// Carries one client's bytes until either side has ended, is silent for too long or is cut.
 pub(super) async fn serve(proxy: Arc<Proxy>, stream: TcpStream, route: Route, client: Client, tasks: Tasks) {
@@ -36,10 +56,15 @@ pub(super) async fn serve(proxy: Arc<Proxy>, stream: TcpStream, route: Route, cl
 }
 
 async fn carry(proxy: &Proxy, stream: TcpStream, route: &Route, client: Client) -> Result<(), Refusal> {
-    let _tunnel = Arc::clone(&proxy.tunnels).try_acquire_owned().map_err(|_| Refusal::TunnelsFull)?;
-    let (upstream, mut in_use) = proxy.reach(route, client).await?;
-    let (_slot, _none) = proxy.place(client.home, &upstream, Wants::Nothing).await?;
-    let inside = proxy.dial(&upstream).await?;
+    let _place = Arc::clone(&proxy.raws).try_acquire_owned().map_err(|_| Refusal::Busy)?;
+    if let Err(error) = keep_alive(&stream) {
+        tracing::debug!(%error, "a client will not be asked whether it is there");
+    }
+    let reached = tokio::select! {
+        reached = proxy.reach(route, client) => reached?,
+        () = gone(&stream) => return Ok(()),
+    };
+    let Inside { upstream, stream: inside, mut in_use, _slot } = reached;
     if let Some(in_use) = &mut in_use {
         in_use.upgraded();
     }
@@ -53,14 +78,46 @@ async fn carry(proxy: &Proxy, stream: TcpStream, route: &Route, client: Client) 
     Ok(())
 }
 
+fn keep_alive(stream: &TcpStream) -> nix::Result<()> {
+    setsockopt(stream, sockopt::KeepAlive, &true)?;
+    setsockopt(stream, sockopt::TcpKeepIdle, &KEEPALIVE_IDLE_S)?;
+    setsockopt(stream, sockopt::TcpKeepInterval, &KEEPALIVE_PAUSE_S)?;
+    setsockopt(stream, sockopt::TcpKeepCount, &KEEPALIVE_PROBES)
+}
+
+/// Returns when the client has left without a word. One that has said something is there until it is written to.
+async fn gone(stream: &TcpStream) {
+    if stream.peek(&mut [0]).await.is_ok_and(|bytes| bytes > 0) {
+        std::future::pending().await
+    }
+}
+
 impl Proxy {
-    /// Where a route leads, for whom its container lets in.
-    async fn reach(&self, route: &Route, client: Client) -> Result<(Upstream, Option<Box<dyn Occupancy>>), Refusal> {
+    /// A connection to where a route leads, for whom its container lets in.
+    async fn reach(&self, route: &Route, client: Client) -> Result<Inside, Refusal> {
         if let Some(gate) = self.routes.gate(route) {
             self.guard.pass_bare(&gate, client.peer.ip())?;
         }
         let found = timeout(self.config.resolve_ms_max, self.routes.resolve(route, VISITOR)).await;
         let Found { resolution, in_use, .. } = found.map_err(|_| Refusal::NotReady("starting".to_owned()))?;
-        Ok((resolution.upstream()?, in_use))
+        let upstream = resolution.upstream()?;
+        let (_slot, _none) = self.place(client.home, &upstream, Wants::Nothing).await?;
+        let stream = self.dial_patiently(&upstream).await?;
+        Ok(Inside { upstream, stream, in_use, _slot })
+    }
+
+    /// A connection to a port that may open soon: somebody else may have woken the container a moment ago.
+    async fn dial_patiently(&self, upstream: &Upstream) -> Result<TcpStream, Refusal> {
+        let began = Instant::now();
+        let mut pause = DIAL_PAUSE_MS_FIRST;
+        loop {
+            match self.dial(upstream).await {
+                Err(Refusal::Unreachable) if began.elapsed() + pause < self.config.connect_ms_max => {
+                    tokio::time::sleep(pause).await;
+                    pause *= 2;
+                }
+                dialled => return dialled,
+            }
+        }
     }
 }

@@ -81,7 +81,7 @@ pub struct Stats {
     pub connections: usize,
     /// Requests whose response is not finished.
     pub exchanges: usize,
-    /// Upgraded connections.
+    /// Upgraded connections, and those of raw TCP.
     pub tunnels: usize,
     /// Connections to containers that wait for a request.
     pub idle_upstreams: usize,
@@ -109,7 +109,7 @@ impl Source for Proxy {
         let Stats { connections, exchanges, tunnels, idle_upstreams } = self.stats();
         text.gauge("tenantry_proxy_connections", "Open connections of clients.").sample(&[], connections);
         text.gauge("tenantry_proxy_requests_open", "Requests whose response is not finished.").sample(&[], exchanges);
-        text.gauge("tenantry_proxy_tunnels", "Open upgraded connections.").sample(&[], tunnels);
+        text.gauge("tenantry_proxy_tunnels", "Open upgraded connections, and those of raw TCP.").sample(&[], tunnels);
         text.gauge("tenantry_proxy_upstreams_idle", "Connections to containers that wait for a request.")
             .sample(&[], idle_upstreams);
         let counters = &self.counters;

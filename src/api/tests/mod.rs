@@ -113,6 +113,8 @@ impl HostPorts for Zone {
         if port.get() == TAKEN_PORT { Err(io::ErrorKind::AddrInUse.into()) } else { Ok(()) }
     }
 
+    fn release(&self, _port: NonZeroU16) {}
+
     fn look(&self) {}
 }
 

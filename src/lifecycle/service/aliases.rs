@@ -1,6 +1,7 @@
 //! Containers' further names.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
@@ -33,13 +34,20 @@ impl Service {
     pub async fn create_alias(&self, new: NewAlias, ports: &dyn HostPorts) -> Result<Arc<ProxyAlias>, Error> {
         let NewAlias { container, alias, program, settings } = new;
         self.check_domain(&settings)?;
-        self.ledger()
-            .put_alias(|aliases| {
-                let program = program.placed(aliases, ports)?;
-                let blank = blank(container, alias.unwrap_or_else(Alias::generate), program);
-                AliasPatch { alias: None, settings }.apply(blank)
-            })
-            .await
+        let mut claimed = None;
+        let make = |aliases: &Aliases| {
+            let program = program.placed(aliases, ports)?;
+            let blank = blank(container, alias.unwrap_or_else(Alias::generate), program);
+            claimed = blank.listen_port();
+            AliasPatch { alias: None, settings }.apply(blank)
+        };
+        let made = self.ledger().put_alias(make).await;
+        match claimed {
+            Some(port) if made.is_err() => ports.release(port),
+            Some(_) => ports.look(),
+            None => {}
+        }
+        made
     }
 
     /// Changes a further name, or where it leads.
@@ -175,7 +183,15 @@ impl NewProgram {
     fn placed(self, aliases: &Aliases, ports: &dyn HostPorts) -> Result<Program, Error> {
         let Self::Tcp { listen_port } = self else { return Ok(Program::Http) };
         let range = ports.range().ok_or(Error::NoListenPorts)?;
-        let is_free = |port: &NonZeroU16| aliases.at_port(*port).is_none() && ports.claim(*port).is_ok();
+        let is_free = |port: &NonZeroU16| {
+            let claimed = aliases.at_port(*port).is_none().then(|| ports.claim(*port));
+            if let Some(Err(error)) = &claimed
+                && error.kind() != io::ErrorKind::AddrInUse
+            {
+                tracing::error!(%port, %error, "a port for an alias cannot be listened on");
+            }
+            matches!(claimed, Some(Ok(())))
+        };
         let listen_port = match listen_port {
             Some(port) if !range.has(port.get()) => return Err(Error::NoListenPort(range)),
             Some(port) => is_free(&port).then_some(port).ok_or(Error::ListenPortInUse(port))?,

@@ -9,10 +9,9 @@ use super::response::Malformed;
 
 /// Bytes of a chunk's size and its extensions; hyper takes 16 KiB of these for a whole body.
 const LINE_BYTES_MAX: usize = 1_024;
-/// Fields of trailers, at most.
-const TRAILERS_MAX: usize = 32;
-/// Bytes of trailers.
-const TRAILERS_BYTES_MAX: usize = 8 * 1_024;
+/// Fields of trailers, at most, and their bytes: what hyper takes.
+const TRAILERS_MAX: usize = 100;
+const TRAILERS_BYTES_MAX: usize = 16 * 1_024;
 /// What ends a body.
 const LAST: &[u8] = b"0\r\n\r\n";
 

@@ -17,8 +17,9 @@
 //!   expects or is of one hop, a Host or a target that is not simply good, a URL with a door. hyper judges it from its first byte.
 //! - Until a request is known to be plain, nothing was done for it: it is served once.
 //! - No byte of a client's is lost or read twice: a little is read ahead only while nothing else is unread.
-//! - A head is never passed on as it came, nor is a body's framing: both are parsed and written anew. Where hyper would take a
-//!   container's response, so does this, in the same meaning; a test holds the two beside each other.
+//! - A head is never passed on as it came, nor is a body's framing: both are parsed and written anew. What both
+//!   ways take of a container's, they take in the same meaning (a test holds them beside each other); of what is oddly framed either
+//!   may refuse what the other takes.
 //! - A connection to a container is kept only at the exact end of a response with nothing behind it.
 
 mod body;

@@ -138,12 +138,12 @@ impl<'a> Seen<'a> {
         if verb == Verb::Head || headers::has_no_body(status) {
             return Ok(Framing::Nothing);
         }
-        match (self.is_chunked, self.length?) {
+        match self.is_chunked {
             // A coding that the version does not have (RFC 9112 §6.1).
-            (Some(_), _) if !is_http_1_1 => Err(Malformed),
-            (Some(true), _) => Ok(Framing::Chunked),
-            (Some(false), _) | (None, None) => Ok(Framing::Close),
-            (None, Some(length)) => Ok(Framing::Length(length)),
+            Some(_) if !is_http_1_1 => Err(Malformed),
+            Some(true) => Ok(Framing::Chunked),
+            Some(false) => Ok(Framing::Close),
+            None => Ok(self.length?.map_or(Framing::Close, Framing::Length)),
         }
     }
 

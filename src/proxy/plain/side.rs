@@ -71,7 +71,7 @@ impl<S: Read + Write + Unpin> Side<S> {
 
     /// Waits for something, at most so long, while the client is there.
     ///
-    /// Where the client sends more, it is read a little ahead; who leaves after sending more than that is noticed when written to.
+    /// Where the client sends more, a little of it is read; who leaves after that is noticed when written to.
     pub async fn meanwhile<T>(&mut self, wait_max: Option<Duration>, what: impl Future<Output = T>) -> Result<T, Cut> {
         let mut what = pin!(what);
         let Self { io, ahead, ahead_bytes, reads_ahead, deadline } = self;
@@ -80,11 +80,10 @@ impl<S: Read + Write + Unpin> Side<S> {
             if let Poll::Ready(done) = what.as_mut().poll(cx) {
                 return Poll::Ready(Ok(done));
             }
-            while *reads_ahead && *ahead_bytes < AHEAD_BYTES_MAX {
-                match poll_read(io, cx, &mut ahead[*ahead_bytes..]) {
-                    Poll::Ready(Ok(bytes)) if bytes > 0 => *ahead_bytes += bytes,
-                    Poll::Ready(_) => return Poll::Ready(Err(Cut::Gone)),
-                    Poll::Pending => break,
+            if *reads_ahead && let Poll::Ready(read) = poll_read(io, cx, ahead) {
+                match read {
+                    Ok(bytes) if bytes > 0 => (*ahead_bytes, *reads_ahead) = (bytes, false),
+                    _ => return Poll::Ready(Err(Cut::Gone)),
                 }
             }
             let Some(wait_max) = wait_max else { return Poll::Pending };

@@ -68,7 +68,7 @@ async fn a_door_that_leads_nowhere_says_nothing() {
 
 #[tokio::test]
 async fn what_is_silent_ends_and_what_is_beyond_the_bound_does_not_begin() {
-    let config = ProxyConfig { tunnels_max: 1, tunnel_idle_ms_max: Duration::from_millis(300), ..fast() };
+    let config = ProxyConfig { raw_max: 1, tunnel_idle_ms_max: Duration::from_millis(300), ..fast() };
     let (raw, _container) = Raw::with(config, echo).await;
     let mut first = Peer::connect(raw.addr).await;
     first.send("x").await;
@@ -101,6 +101,48 @@ async fn a_door_that_nobody_comes_to_takes_no_place_of_a_clients() {
     client.send(&get("/")).await;
     assert!(client.head().await.starts_with("HTTP/1.1 200"));
     assert_eq!(Peer::connect(raw.addr).await.rest().await, "", "there is no place");
+    drop(client);
+    raw.end().await;
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_while_it_waits_makes_room_at_once() {
+    let config = ProxyConfig { per_upstream_max: 1, raw_max: 2, ..fast() };
+    let (raw, _container) = Raw::with(config, echo).await;
+    let mut first = Peer::connect(raw.addr).await;
+    first.send("x").await;
+    first.exactly(1).await;
+    // It waits for the one place, and goes.
+    let waiting = Peer::connect(raw.addr).await;
+    until(|| raw.bed.proxy.stats().connections == 2).await;
+    drop(waiting);
+    until(|| raw.bed.proxy.stats().connections == 1).await;
+    // One that has said all it has to say is not gone: it is answered when its turn comes.
+    let mut patient = Peer::connect(raw.addr).await;
+    patient.send("later").await;
+    patient.stream.get_mut().shutdown().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    drop(first);
+    assert_eq!(patient.rest().await, "later");
+    raw.end().await;
+}
+
+#[tokio::test]
+async fn a_port_that_opens_soon_is_waited_for() {
+    let (raw, container) = Raw::with(fast(), echo).await;
+    // A port that nobody listens at yet.
+    let addr = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let upstream = Upstream { container: raw.bed.acme, epoch: 2, addr };
+    raw.bed.table.set("late", Resolution::Upstream(upstream));
+    raw.bed.table.lead_port(Resolution::Upstream(upstream));
+    let mut client = Peer::connect(raw.addr).await;
+    client.send("x").await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let listener = TcpListener::bind(addr).await.unwrap();
+    let (stream, _) = within(listener.accept()).await.unwrap();
+    tokio::spawn(echo(Peer::new(stream)));
+    assert_eq!(client.exactly(1).await, "x");
+    assert_eq!(container.accepted(), 0);
     drop(client);
     raw.end().await;
 }
