@@ -70,7 +70,7 @@ fn a_port_of_the_host_leads_into_a_container_and_wakes_it() {
         client.verb(&id, "stop").await.data(200);
         assert_eq!(say(&alias).await, "", "nobody is woken");
         assert_eq!(status(&client, &tenant).await, "stopped");
-        client.verb(&id, "start").await.data(200);
+        client.verb(&id, "start?wait=ready").await.data(200);
         assert!(say(&alias).await.starts_with("HTTP/1."), "it is awake");
 
         // By its name there is no page: it is no name of HTTP.

@@ -32,7 +32,7 @@ pub struct AliasBody {
     program: Option<String>,
     /// The port of this host that a new alias of `tcp` is reached at, of those that are set aside for that; left out: one that is free. Stays.
     listen_port: Option<u16>,
-    /// Whether a connection to an alias of `tcp` wakes the container (true); if not, it is let go while that sleeps.
+    /// Whether a connection to an alias of `tcp` wakes the container (true); if not, it is let go while that sleeps or starts.
     wake: Option<bool>,
     /// The port it leads to; null or left out: the container's own.
     #[serde(default, deserialize_with = "nullable")]
