@@ -19,6 +19,9 @@ use crate::metrics::Counter;
 const WAITING_MAX: usize = 16_384;
 /// How long lines are collected before they are taken: what a line may be late.
 const COLLECT_MS: Duration = Duration::from_millis(200);
+/// Lines that are taken sooner: at 80 000 requests a second 200 ms would be as many as may wait, and the writer at work on them for as
+/// long as a processor's turn lasts.
+const COLLECT_LINES: usize = 2_048;
 
 /// One line to be; its path lies beside, so that a line costs no allocation.
 #[derive(Debug)]
@@ -46,6 +49,7 @@ struct Waiting {
 pub struct AccessQueue {
     waiting: Mutex<Waiting>,
     first: Notify,
+    many: Notify,
     lost: Counter,
 }
 
@@ -63,10 +67,12 @@ impl AccessQueue {
         waiting.paths.push_str(path);
         let end = waiting.paths.len();
         waiting.lines.push((line, end));
-        let is_first = waiting.lines.len() == 1;
+        let lines = waiting.lines.len();
         drop(waiting);
-        if is_first {
-            self.first.notify_one();
+        match lines {
+            1 => self.first.notify_one(),
+            COLLECT_LINES => self.many.notify_one(),
+            _ => {}
         }
     }
 
@@ -75,7 +81,8 @@ impl AccessQueue {
         while self.lock().lines.is_empty() {
             self.first.notified().await;
         }
-        tokio::time::sleep(COLLECT_MS).await;
+        // Either will do: there are some, or there are many.
+        let _ = tokio::time::timeout(COLLECT_MS, self.many.notified()).await;
     }
 
     /// The lines that wait now.
@@ -167,6 +174,23 @@ mod tests {
         assert_eq!((first.client.to_string().as_str(), &*first.method), ("192.0.2.7", "PUT"));
         assert_eq!(first.request_id, "ab".repeat(16));
         assert!(queue.take().is_empty());
+    }
+
+    #[tokio::test]
+    async fn many_lines_are_taken_sooner_than_few() {
+        let queue = AccessQueue::default();
+        let took = async || {
+            let began = tokio::time::Instant::now();
+            queue.collected().await;
+            queue.take();
+            began.elapsed()
+        };
+        queue.push(line(200), "/");
+        assert!(took().await >= COLLECT_MS);
+        (0..COLLECT_LINES).for_each(|_| queue.push(line(200), "/"));
+        assert!(took().await < COLLECT_MS);
+        queue.push(line(200), "/");
+        assert!(took().await >= COLLECT_MS, "what was told once is not told again");
     }
 
     #[test]
