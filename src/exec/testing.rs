@@ -185,11 +185,43 @@ impl Keys for FakeKeys {
     }
 }
 
+/// Looks at a folder that somebody may still write into, until it is gone.
+const REMOVALS_MAX: usize = 100;
+
+/// A folder that goes with the test, whoever still writes a line of a log into it: a run's is written behind its answer.
+#[derive(Debug)]
+pub struct Root(tempfile::TempDir);
+
+impl Root {
+    /// A new one.
+    pub fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Root {
+    fn drop(&mut self) {
+        for _ in 0..REMOVALS_MAX {
+            match std::fs::remove_dir_all(self.path()) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                _ => return,
+            }
+        }
+    }
+}
+
 /// Scripts in a folder of their own, in front of a fake engine.
 #[derive(Debug)]
 pub struct Stage {
     /// Everything is in it.
-    pub root: tempfile::TempDir,
+    pub root: Root,
     /// What is tested.
     pub scripts: Scripts,
     /// What it stands in front of.
@@ -199,13 +231,13 @@ pub struct Stage {
 impl Stage {
     /// With a store of its own.
     pub async fn new() -> Self {
-        let root = tempfile::tempdir().unwrap();
+        let root = Root::new();
         let records = records(&root.path().join("db")).await;
         Self::over(root, records, ProjectId::generate()).await
     }
 
     /// Over a store that is there.
-    pub async fn over(root: tempfile::TempDir, records: Records, shop: ProjectId) -> Self {
+    pub async fn over(root: Root, records: Records, shop: ProjectId) -> Self {
         let engine = Arc::<FakeEngine>::default();
         std::fs::create_dir_all(root.path().join("logs")).unwrap();
         let config = ScriptsConfig {

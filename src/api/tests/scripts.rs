@@ -1,7 +1,7 @@
 //! Scripts: answered, and managed.
 
 use super::*;
-use crate::exec::testing::{Stage, records};
+use crate::exec::testing::{Root, Stage, records};
 
 /// A desk with scripts before an engine that evaluates nothing.
 struct Office {
@@ -13,7 +13,7 @@ struct Office {
 impl Office {
     async fn new() -> Self {
         let mut desk = Desk::new().await;
-        let root = tempfile::tempdir().unwrap();
+        let root = Root::new();
         let records = records(&root.path().join("db")).await;
         let stage = Stage::over(root, records, desk.project).await;
         desk.router = desk.api.clone().with_scripts(stage.scripts.clone()).router();
