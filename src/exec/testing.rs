@@ -192,12 +192,13 @@ const REMOVALS_MAX: usize = 100;
 #[derive(Debug)]
 pub struct Root(tempfile::TempDir);
 
-impl Root {
-    /// A new one.
-    pub fn new() -> Self {
+impl Default for Root {
+    fn default() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
+}
 
+impl Root {
     /// Where it is.
     pub fn path(&self) -> &Path {
         self.0.path()
@@ -231,7 +232,7 @@ pub struct Stage {
 impl Stage {
     /// With a store of its own.
     pub async fn new() -> Self {
-        let root = Root::new();
+        let root = Root::default();
         let records = records(&root.path().join("db")).await;
         Self::over(root, records, ProjectId::generate()).await
     }

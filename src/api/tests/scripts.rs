@@ -13,7 +13,7 @@ struct Office {
 impl Office {
     async fn new() -> Self {
         let mut desk = Desk::new().await;
-        let root = Root::new();
+        let root = Root::default();
         let records = records(&root.path().join("db")).await;
         let stage = Stage::over(root, records, desk.project).await;
         desk.router = desk.api.clone().with_scripts(stage.scripts.clone()).router();
