@@ -7,6 +7,7 @@ use std::str::FromStr;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::firewall;
 use super::host::{Alias, CustomDomain, HostNames};
 use super::id::{AliasId, ContainerId};
 
@@ -127,32 +128,26 @@ pub struct PortRangeError(String);
 /// Ports of this host that are for aliases of raw TCP: from the first to the last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct PortRange {
-    first: NonZeroU16,
-    last: NonZeroU16,
-}
+pub struct PortRange(firewall::PortRange);
 
 impl PortRange {
     /// Whether a port is one of them.
     pub fn has(self, port: u16) -> bool {
-        (self.first.get()..=self.last.get()).contains(&port)
+        self.0.contains(port)
     }
 
     /// All of them.
     pub fn ports(self) -> impl Iterator<Item = NonZeroU16> {
-        (self.first.get()..=self.last.get()).filter_map(NonZeroU16::new)
+        (self.0.first()..=self.0.last()).filter_map(NonZeroU16::new)
     }
 }
 
 impl FromStr for PortRange {
     type Err = PortRangeError;
     fn from_str(text: &str) -> Result<Self, PortRangeError> {
-        let read = || {
-            let (first, last) = text.split_once('-')?;
-            let (first, last) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
-            (first <= last).then_some(Self { first, last })
-        };
-        read().ok_or_else(|| PortRangeError(text.chars().take(32).collect()))
+        // Both ends are named, also where they are one.
+        let range = if text.contains('-') { text.parse().ok() } else { None };
+        range.map(Self).ok_or_else(|| PortRangeError(text.chars().take(32).collect()))
     }
 }
 
@@ -171,7 +166,7 @@ impl From<PortRange> for String {
 
 impl fmt::Display for PortRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}", self.first, self.last)
+        write!(f, "{}-{}", self.0.first(), self.0.last())
     }
 }
 

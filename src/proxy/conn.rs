@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 use super::io::{ClientIo, ConnState, IoBounds};
 use super::server::Tasks;
 use super::threads::Home;
-use super::{BUFFER_BYTES_MIN, Door, Proxy, forward, plain};
+use super::{Door, Proxy, forward, plain};
 
 /// For a client of HTTP/2 to take leave once all that it asked for is answered.
 const FAREWELL_MS_MAX: Duration = Duration::from_millis(2_000);
@@ -104,7 +104,7 @@ async fn serve_http1<S>(
 {
     let mut builder = http1::Builder::new();
     // Heads a little above our bound get our answer; hyper cuts the rest at the buffer's size.
-    builder.header_read_timeout(None).max_buf_size(proxy.config.buffer_bytes_max.max(BUFFER_BYTES_MIN));
+    builder.header_read_timeout(None).max_buf_size(proxy.config.buffer_bytes());
     let service = service_fn(|request| forward::answer::<S>(proxy, state, client, tasks, request));
     let connection = builder.serve_connection(io, service).with_upgrades();
     let mut connection = std::pin::pin!(connection);

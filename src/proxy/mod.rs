@@ -254,6 +254,13 @@ pub struct ProxyConfig {
     pub access_log: bool,
 }
 
+impl ProxyConfig {
+    /// Bytes buffered for one direction of a connection of HTTP/1.1.
+    fn buffer_bytes(&self) -> usize {
+        self.buffer_bytes_max.max(BUFFER_BYTES_MIN)
+    }
+}
+
 impl Default for ProxyConfig {
     fn default() -> Self {
         Self {

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use super::pool::{Connection, Entered, Kept, Wants};
 use super::refusal::Refusal;
 use super::threads::Home;
-use super::{BUFFER_BYTES_MIN, Proxy, Upstream};
+use super::{Proxy, Upstream};
 
 impl Proxy {
     /// One of the places of a container, which may all be taken for a while, and a kept connection to it, if there is a good one.
@@ -57,7 +57,7 @@ impl Proxy {
     /// hyper at our end of a connection on which nothing is under way.
     pub(super) async fn speak_http(&self, stream: TcpStream) -> Result<Connection, Refusal> {
         let mut builder = http1::Builder::new();
-        builder.max_buf_size(self.config.buffer_bytes_max.max(BUFFER_BYTES_MIN));
+        builder.max_buf_size(self.config.buffer_bytes());
         let (sender, driver) = builder.handshake(TokioIo::new(stream)).await.map_err(|_| Refusal::Broken)?;
         Ok(Connection::new(sender, driver.with_upgrades()))
     }

@@ -15,7 +15,7 @@ use super::super::pool::{Kept, Wants};
 use super::super::refusal::Refusal;
 use super::super::server::Tasks;
 use super::super::stats::Open;
-use super::super::{BUFFER_BYTES_MIN, Proxy, Upstream};
+use super::super::{Proxy, Upstream};
 use super::body::Body;
 use super::request::{self, Asked, Verb};
 use super::response::{self, Final, Ours};
@@ -106,10 +106,6 @@ where
         asked.closes || self.tasks.drain.is_cancelled()
     }
 
-    fn response_bytes_max(&self) -> usize {
-        self.proxy.config.buffer_bytes_max.max(BUFFER_BYTES_MIN)
-    }
-
     async fn forward(&mut self, request: &mut Request<'_>) -> Result<Ended, Failed> {
         let Request { asked, route, found, id, account } = request;
         let proxy = self.proxy;
@@ -165,7 +161,7 @@ where
         ours: Ours<'_>,
     ) -> Result<Result<Final, Lost>, Cut> {
         let wait_max = self.proxy.config.response_header_ms_max;
-        let most = self.response_bytes_max();
+        let most = self.proxy.config.buffer_bytes();
         self.side.meanwhile(Some(wait_max), self.work.ask(stream, verb, ours, most)).await
     }
 
@@ -177,7 +173,8 @@ where
         upstream: &Upstream,
         account: &mut Account,
     ) -> Result<(), Broken> {
-        let (most, wait_max) = (self.response_bytes_max(), self.proxy.config.response_body_idle_ms_max);
+        let config = &self.proxy.config;
+        let (most, wait_max) = (config.buffer_bytes(), config.response_body_idle_ms_max);
         let container = upstream.container;
         let mut body = Body::of(head.framing);
         loop {
