@@ -195,7 +195,7 @@ pub struct Stats {
     pub cpu_percent: Option<f64>,
     /// Bytes of the rootfs that are its own, and the limit; `None` where the kernel does not count.
     pub disk: Option<DiskUse>,
-    /// Its link's counters; `None` where it has none.
+    /// Its link's counters; `None` where it is not running.
     pub link: Option<LinkUsage>,
 }
 

@@ -60,11 +60,12 @@ impl Service {
             Err(_) if container.phase == Phase::Creating || container.receipt.is_some() => None,
             Err(error) => return Err(Error::driver(error)),
         };
-        let link = drivers.links.usage(container.slot).await.map_err(Error::driver)?;
         let cgroup = drivers.cgroups.usage(id).await.map_err(Error::driver)?;
+        // A stop is answered before its link is away; nobody is at the link's other end any more.
         let Some(usage) = cgroup else {
-            return Ok(Stats { cgroup: None, cpu_percent: None, disk, link });
+            return Ok(Stats { cgroup: None, cpu_percent: None, disk, link: None });
         };
+        let link = drivers.links.usage(container.slot).await.map_err(Error::driver)?;
         let mut cpu_percent = self.inner.cpu.take(id, Instant::now(), usage.cpu_us);
         let mut cgroup = Some(usage);
         if cpu_percent.is_none() {
