@@ -1,5 +1,6 @@
 //! The lifecycle over a machine in memory: every step fails once, every crash is recovered from.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +23,8 @@ use crate::store::{Batch, Durability, Records, Store};
 use crate::sys::btrfs::PoolLayout;
 use crate::sys::fake::{FakeHost, Faults, Faulty, Left};
 use crate::sys::folders::Layout;
+use crate::sys::netlink::{Links, Rates};
+use crate::sys::nft::Firewall;
 
 pub use super::directory::tests::container as record;
 
@@ -223,11 +226,17 @@ async fn what_a_daemon_died_before_removing_behind_a_stop_is_removed_by_the_next
     let made = service.create(project, started(true), until(Until::Started)).await.unwrap().container;
     service.verb(made.id, Verb::Stop, until(Until::Started), None).await.unwrap();
     lab.comes_to(STOPPED).await;
-    drop(service);
     let policies = Policies::shipped().unwrap();
     let web = policies.get(&"web".parse().unwrap()).unwrap();
     let web = Arc::new(Ruleset::new(web, &OwnRules::default()).unwrap());
-    crate::sys::nft::Firewall::apply(&*lab.host, made.slot, &web).await.unwrap();
+    Firewall::apply(&*lab.host, made.slot, &web).await.unwrap();
+    Links::attach(&*lab.host, made.slot, Path::new("none"), Rates::default()).await.unwrap();
+    assert_eq!(
+        service.stats(made.id).await.unwrap().link,
+        None,
+        "what is stopped has no traffic, though its link is still there"
+    );
+    drop(service);
     let entry = Entry::Begin { id: made.id, slot: made.slot, verb: "stop".into() };
     RunJournal::open(lab.config.run_dir.join("journal")).unwrap().append(entry).unwrap();
     let service = lab.daemon().await;
