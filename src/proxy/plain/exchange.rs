@@ -21,7 +21,7 @@ use super::request::{self, Asked, Verb};
 use super::response::{self, Final, Ours};
 use super::side::{Cut, Side};
 use super::work::{Lost, Work};
-use super::{Request, visitor};
+use super::{Admitted, Request, visitor};
 
 /// What became of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,7 +107,7 @@ where
     }
 
     async fn forward(&mut self, request: &mut Request<'_>) -> Result<Ended, Failed> {
-        let Request { asked, route, found, id, account } = request;
+        let Request { admitted: Admitted { asked, route, found }, id, account } = request;
         let proxy = self.proxy;
         let visit = match found.take() {
             Some(found) => found.visit(account),
@@ -212,7 +212,7 @@ where
     }
 
     async fn refuse(&mut self, refusal: &Refusal, request: &mut Request<'_>) -> Ended {
-        let Request { asked, id, account, .. } = request;
+        let Request { admitted: Admitted { asked, .. }, id, account } = request;
         account.status = Some(refusal.status());
         tracing::debug!(request_id = id.as_str(), status = refusal.status().as_u16(), %refusal, "refused");
         let closes = self.closes(asked);

@@ -63,9 +63,7 @@ struct Admitted<'a> {
 
 /// A request under way.
 struct Request<'a> {
-    asked: Asked<'a>,
-    route: Route,
-    found: Option<Found>,
+    admitted: Admitted<'a>,
     id: RequestId,
     account: Box<Account>,
 }
@@ -121,14 +119,14 @@ impl Proxy {
 
     /// Opens a request's account, and ends its head for the container.
     fn begin<'a>(self: &Arc<Self>, admitted: Admitted<'a>, client: Client, out: &mut Vec<u8>) -> Request<'a> {
-        let Admitted { asked, route, found } = admitted;
+        let asked = &admitted.asked;
         let key = rand::random();
         let id = RequestId::of(key);
         let peer = self.config.trusted_proxies.client(client.peer, asked.forwarded_for.into_iter());
         let ip = peer.ip().to_canonical();
         request::put_origin(out, Origin { ip, scheme: client.door.scheme, host: asked.host, request_id: id.as_str() });
         let account = Account::open(self, peer, asked.verb.into(), asked.path(), key);
-        Request { asked, route, found, id, account }
+        Request { admitted, id, account }
     }
 }
 
