@@ -7,7 +7,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use super::{ConfigError, one_or_many};
-use crate::domain::alias::PortRange;
+use crate::domain::alias::TcpPorts;
 use crate::domain::host::Scheme;
 
 /// The longest a request waits for a container to wake, in seconds: below what the proxy waits for any answer to "where".
@@ -42,7 +42,7 @@ pub struct Proxy {
     #[serde(deserialize_with = "one_or_many")]
     pub trusted_proxies: Vec<IpNetwork>,
     /// Ports of this host for aliases of raw TCP, as `20000-20099`, at the address of `listen`; none: there are no such aliases.
-    pub tcp_ports: Option<PortRange>,
+    pub tcp_ports: Option<TcpPorts>,
     /// Whether each container has a log of what is asked of its URL.
     pub access_log: bool,
     /// Requests that do not wake a container: 204 while it sleeps, and as any other while it is awake.

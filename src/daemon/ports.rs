@@ -21,7 +21,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use crate::domain::alias::PortRange;
+use crate::domain::alias::TcpPorts;
 use crate::lifecycle::{HostPorts, Service};
 use crate::proxy::Proxy;
 
@@ -54,14 +54,14 @@ struct State {
 #[derive(Debug)]
 pub struct Ports {
     address: IpAddr,
-    range: Option<PortRange>,
+    range: Option<TcpPorts>,
     state: Mutex<State>,
     changed: Notify,
 }
 
 impl Ports {
     /// At this address, of this range.
-    pub fn new(address: IpAddr, range: Option<PortRange>) -> Self {
+    pub fn new(address: IpAddr, range: Option<TcpPorts>) -> Self {
         Self { address, range, state: Mutex::default(), changed: Notify::new() }
     }
 
@@ -95,7 +95,7 @@ impl Ports {
 }
 
 impl HostPorts for Ports {
-    fn range(&self) -> Option<PortRange> {
+    fn range(&self) -> Option<TcpPorts> {
         self.range
     }
 

@@ -31,12 +31,12 @@ struct Bed {
     served: Vec<JoinHandle<()>>,
 }
 
-fn range(text: &str) -> Option<PortRange> {
+fn range(text: &str) -> Option<TcpPorts> {
     Some(text.parse().unwrap())
 }
 
 impl Bed {
-    async fn start(ports: Option<PortRange>) -> Self {
+    async fn start(ports: Option<TcpPorts>) -> Self {
         let (lab, service, project) = Lab::new().await;
         let new = NewContainer { start: false, ..Default::default() };
         let wait = Await { until: Until::Started, timeout: PATIENCE };

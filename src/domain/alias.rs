@@ -123,14 +123,14 @@ pub enum Program {
 /// A text that is no range of ports.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is no range of ports: two of 1–65535 are wanted, as in 20000-20099")]
-pub struct PortRangeError(String);
+pub struct TcpPortsError(String);
 
 /// Ports of this host that are for aliases of raw TCP: from the first to the last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct PortRange(firewall::PortRange);
+pub struct TcpPorts(firewall::PortRange);
 
-impl PortRange {
+impl TcpPorts {
     /// Whether a port is one of them.
     pub fn has(self, port: u16) -> bool {
         self.0.contains(port)
@@ -142,29 +142,29 @@ impl PortRange {
     }
 }
 
-impl FromStr for PortRange {
-    type Err = PortRangeError;
-    fn from_str(text: &str) -> Result<Self, PortRangeError> {
+impl FromStr for TcpPorts {
+    type Err = TcpPortsError;
+    fn from_str(text: &str) -> Result<Self, TcpPortsError> {
         // Both ends are named, also where they are one.
         let range = if text.contains('-') { text.parse().ok() } else { None };
-        range.map(Self).ok_or_else(|| PortRangeError(text.chars().take(32).collect()))
+        range.map(Self).ok_or_else(|| TcpPortsError(text.chars().take(32).collect()))
     }
 }
 
-impl TryFrom<String> for PortRange {
-    type Error = PortRangeError;
-    fn try_from(text: String) -> Result<Self, PortRangeError> {
+impl TryFrom<String> for TcpPorts {
+    type Error = TcpPortsError;
+    fn try_from(text: String) -> Result<Self, TcpPortsError> {
         text.parse()
     }
 }
 
-impl From<PortRange> for String {
-    fn from(range: PortRange) -> String {
+impl From<TcpPorts> for String {
+    fn from(range: TcpPorts) -> String {
         range.to_string()
     }
 }
 
-impl fmt::Display for PortRange {
+impl fmt::Display for TcpPorts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}", self.0.first(), self.0.last())
     }
@@ -290,11 +290,11 @@ mod tests {
 
     #[test]
     fn a_range_of_ports_is_two_ports_in_order() {
-        let range: PortRange = "20000-20002".parse().unwrap();
+        let range: TcpPorts = "20000-20002".parse().unwrap();
         assert_eq!(range.ports().map(NonZeroU16::get).collect::<Vec<_>>(), [20_000, 20_001, 20_002]);
         assert_eq!((range.has(19_999), range.has(20_002), range.to_string().as_str()), (false, true, "20000-20002"));
         for bad in ["", "80", "0-80", "90-80", "80-65536", "a-b", "80-90-100"] {
-            assert!(bad.parse::<PortRange>().is_err(), "{bad} was taken");
+            assert!(bad.parse::<TcpPorts>().is_err(), "{bad} was taken");
         }
     }
 

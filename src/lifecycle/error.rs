@@ -3,7 +3,7 @@
 use std::num::NonZeroU16;
 
 use super::names::NamesError;
-use crate::domain::alias::PortRange;
+use crate::domain::alias::TcpPorts;
 use crate::domain::container::{PatchError, SettingsError};
 use crate::domain::firewall::{OwnRulesError, Side};
 use crate::domain::host::CustomDomain;
@@ -72,13 +72,13 @@ pub enum Error {
     ListenPortInUse(NonZeroU16),
     /// The port is none that an alias may have, or there are none.
     #[error("an alias of tcp has a port of {0} on this host")]
-    NoListenPort(PortRange),
+    NoListenPort(TcpPorts),
     /// No ports are set aside for aliases.
     #[error("no ports of this host are set aside for aliases of tcp (proxy.tcp_ports)")]
     NoListenPorts,
     /// All ports that aliases may have are in use.
     #[error("all ports of {0} are in use")]
-    ListenPortsUsedUp(PortRange),
+    ListenPortsUsedUp(TcpPorts),
     /// A setting that means nothing for what the alias speaks.
     #[error("`{field}` means nothing for an alias of {program}")]
     NotOfProgram {

@@ -4,12 +4,12 @@ use std::fmt::Debug;
 use std::io;
 use std::num::NonZeroU16;
 
-use crate::domain::alias::PortRange;
+use crate::domain::alias::TcpPorts;
 
 /// Who listens at them.
 pub trait HostPorts: Debug + Send + Sync + 'static {
     /// Those that aliases may have; `None`: none.
-    fn range(&self) -> Option<PortRange>;
+    fn range(&self) -> Option<TcpPorts>;
 
     /// Listens at one of them, for an alias that is being made.
     ///

@@ -34,7 +34,7 @@ use tower::ServiceExt;
 
 use super::*;
 use crate::domain::ProjectId;
-use crate::domain::alias::PortRange;
+use crate::domain::alias::TcpPorts;
 use crate::domain::token::Permissions;
 use crate::lifecycle::tests::Lab;
 use crate::lifecycle::{NamesError, NewToken};
@@ -105,7 +105,7 @@ impl Names for Zone {
 const TAKEN_PORT: u16 = 20_001;
 
 impl HostPorts for Zone {
-    fn range(&self) -> Option<PortRange> {
+    fn range(&self) -> Option<TcpPorts> {
         "20000-20003".parse().ok()
     }
 
