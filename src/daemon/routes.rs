@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,7 +17,7 @@ use crate::domain::alias::{Program, Standing};
 use crate::domain::host::{Alias, Route};
 use crate::domain::{Container, ContainerId, PauseReason, Phase, ProxyAlias};
 use crate::lifecycle::{InUse, Named, NotAwake, Service, Timings, Use, Wanted, Woken};
-use crate::proxy::{Found, Gate, Occupancy, Resolution, Routes, Upstream, Visitor};
+use crate::proxy::{Found, Gate, Occupancy, Resolution, Routes, Upstream, Visitor, Way};
 
 /// The label of scripts' own host.
 const SCRIPTS_LABEL: &str = "exec";
@@ -27,11 +28,28 @@ const LOOKS_MAX: usize = 4;
 #[derive(Debug)]
 pub struct Table {
     service: Service,
-    /// Where containers are woken: the proxy's threads only serve.
-    background: Handle,
-    wake_timeout: Duration,
+    waker: Arc<Waker>,
     quiet: Quiet,
     scripts: Option<ScriptsHost>,
+}
+
+/// Wakes containers away from the proxy's threads, which only serve.
+#[derive(Debug)]
+struct Waker {
+    service: Service,
+    background: Handle,
+    timeout: Duration,
+}
+
+/// Somebody who uses a container by a URL or a port.
+#[derive(Debug)]
+struct Guest {
+    in_use: InUse,
+    container: ContainerId,
+    waker: Arc<Waker>,
+    wakes: bool,
+    /// Whether it is being thawed for this guest; only of one who has a connection.
+    rousing: Option<Arc<AtomicBool>>,
 }
 
 /// The host at which scripts answer, and where they are asked.
@@ -61,8 +79,9 @@ enum State {
 impl Table {
     /// Over this service, which does its work on this runtime.
     pub fn new(service: Service, background: Handle, config: &config::Proxy) -> Self {
-        let wake_timeout = Duration::from_secs(config.wake_timeout_s.into());
-        Self { service, background, wake_timeout, quiet: Quiet::new(&config.quiet), scripts: None }
+        let timeout = Duration::from_secs(config.wake_timeout_s.into());
+        let waker = Arc::new(Waker { service: service.clone(), background, timeout });
+        Self { service, waker, quiet: Quiet::new(&config.quiet), scripts: None }
     }
 
     /// With a host of scripts' own, which are asked at this address. A container's alias of that name leads nowhere then.
@@ -140,40 +159,35 @@ impl Table {
     }
 
     /// The container where it is awake, as nearly always; it is in use for as long as the answer is held.
-    fn awake(&self, id: ContainerId, port: NonZeroU16, is_quiet: bool) -> Result<Found, InUse> {
+    fn awake(&self, id: ContainerId, port: NonZeroU16, is_quiet: bool) -> Result<Found, Guest> {
         let in_use = self.service.enter(id, if is_quiet { Use::Probe } else { Use::Request });
-        match self.service.container(id).map(|now| self.state(&now, port, in_use.is_closing(), false)) {
-            Ok(State::Awake(upstream)) => Ok(led_to(upstream, in_use, Vec::new())),
-            _ => Err(in_use),
+        let waker = Arc::clone(&self.waker);
+        let guest = Guest { in_use, container: id, waker, wakes: !is_quiet, rousing: None };
+        match self.service.container(id).map(|now| self.state(&now, port, guest.in_use.is_closing(), false)) {
+            Ok(State::Awake(upstream)) => Ok(led_to(upstream, guest, Vec::new())),
+            _ => Err(guest),
         }
     }
 
-    /// Wakes it, away from here.
-    async fn woken(&self, id: ContainerId, wanted: Wanted) -> Result<Woken, NotAwake> {
-        let (service, timeout) = (self.service.clone(), self.wake_timeout);
-        let waking = self.background.spawn(async move { service.wake(id, wanted, timeout).await });
-        // The daemon is going down where there is no answer.
-        AbortOnDropHandle::new(waking).await.unwrap_or(Err(NotAwake::Never))
-    }
-
     /// Waits until the container is awake.
-    async fn wake(&self, id: ContainerId, port: NonZeroU16, in_use: InUse, is_quiet: bool) -> Found {
+    async fn wake(&self, port: NonZeroU16, guest: Guest) -> Found {
+        let id = guest.container;
         let mut woken = None;
         for _look in 0..LOOKS_MAX {
             let Ok(container) = self.service.container(id) else { return Resolution::Unknown.into() };
-            match self.state(&container, port, in_use.is_closing(), woken.is_some()) {
+            match self.state(&container, port, guest.in_use.is_closing(), woken.is_some()) {
                 State::Awake(upstream) => {
                     if woken.is_some() && port != container.settings.port {
                         // Whether it does is then seen by the connection itself.
-                        let _accepts = self.service.accepts(upstream.addr, self.wake_timeout).await;
+                        let _accepts = self.service.accepts(upstream.addr, self.waker.timeout).await;
                     }
-                    return led_to(upstream, in_use, woken.unwrap_or_default());
+                    return led_to(upstream, guest, woken.unwrap_or_default());
                 }
                 State::Shut(resolution) => return resolution.into(),
-                State::Asleep if is_quiet => return Resolution::Asleep.into(),
+                State::Asleep if !guest.wakes => return Resolution::Asleep.into(),
                 State::Asleep => {
                     let wanted = if port == container.settings.port { Wanted::Ready } else { Wanted::Started };
-                    match self.woken(id, wanted).await {
+                    match self.waker.wake(id, wanted).await {
                         Ok(done) => woken = Some(done.timings),
                         Err(NotAwake::Interrupted) => {}
                         Err(error) => return refused(&container, error).into(),
@@ -199,8 +213,8 @@ fn lead(alias: &ProxyAlias, container: Arc<Container>, asked: &str) -> Result<Pl
     }
 }
 
-fn led_to(upstream: Upstream, in_use: InUse, woken: Timings) -> Found {
-    Found { woken, in_use: Some(Box::new(in_use)), ..Resolution::Upstream(upstream).into() }
+fn led_to(upstream: Upstream, guest: Guest, woken: Timings) -> Found {
+    Found { woken, in_use: Some(Box::new(guest)), ..Resolution::Upstream(upstream).into() }
 }
 
 fn refused(container: &Container, error: NotAwake) -> Resolution {
@@ -215,13 +229,53 @@ fn refused(container: &Container, error: NotAwake) -> Resolution {
     }
 }
 
-impl Occupancy for InUse {
-    fn upgraded(&mut self) {
-        self.become_use(Use::Connection);
+impl Waker {
+    async fn wake(&self, id: ContainerId, wanted: Wanted) -> Result<Woken, NotAwake> {
+        let (service, timeout) = (self.service.clone(), self.timeout);
+        let waking = self.background.spawn(async move { service.wake(id, wanted, timeout).await });
+        // The daemon is going down where there is no answer.
+        AbortOnDropHandle::new(waking).await.unwrap_or(Err(NotAwake::Never))
+    }
+}
+
+impl Guest {
+    /// Whether it was frozen for silence while this guest's connection stayed open, or is about to be.
+    fn is_frozen(&self) -> bool {
+        let frozen = |container: Arc<Container>| {
+            let is_idle = matches!(container.phase, Phase::Paused { reason: PauseReason::Idle, .. });
+            (is_idle || self.in_use.is_closing()) && container.settings.wake_on_request
+        };
+        self.waker.service.container(self.container).is_ok_and(frozen)
     }
 
-    fn moved(&self) {
-        self.stir();
+    /// Has it thawed for what this guest sends, which waits in a socket until then.
+    fn rouse(&self) {
+        let Some(rousing) = self.rousing.as_ref().filter(|_| self.wakes && self.is_frozen()) else { return };
+        if rousing.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let (waker, rousing, id) = (Arc::clone(&self.waker), Arc::clone(rousing), self.container);
+        self.waker.background.spawn(async move {
+            let woken = waker.service.wake(id, Wanted::Started, waker.timeout).await;
+            rousing.store(false, Ordering::SeqCst);
+            if let Err(error) = woken {
+                tracing::info!(container = %id, %error, "what came by an open connection could not wake it");
+            }
+        });
+    }
+}
+
+impl Occupancy for Guest {
+    fn upgraded(&mut self) {
+        self.in_use.become_use(Use::Connection);
+        self.rousing = Some(Arc::default());
+    }
+
+    fn moved(&self, way: Way) {
+        self.in_use.stir();
+        if way == Way::Up {
+            self.rouse();
+        }
     }
 }
 
@@ -260,9 +314,9 @@ impl Routes for Table {
                 let is_quiet = !wakes || self.quiet.matches(visitor.path, visitor.agent);
                 let found = match self.awake(id, port, is_quiet) {
                     Ok(found) => found,
-                    Err(in_use) => {
+                    Err(guest) => {
                         // A future of its own: a wake's is large, and this one is made for every request.
-                        Box::pin(self.wake(id, port, in_use, is_quiet)).await
+                        Box::pin(self.wake(port, guest)).await
                     }
                 };
                 Found { container: Some(id), path, ..found }

@@ -11,6 +11,15 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, copy_bidirectiona
 /// Bytes on the way in one direction.
 const BUFFER_BYTES: usize = 8 * 1024;
 
+/// Which way a byte goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// To the upstream: a container, a proxy of its project's.
+    Up,
+    /// To the client.
+    Down,
+}
+
 /// What was already read from a stream's other end, and is written before anything else.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Early<'a> {
@@ -30,10 +39,10 @@ where
     C: AsyncRead + AsyncWrite + Unpin,
     U: AsyncRead + AsyncWrite + Unpin,
 {
-    carry_telling(client, upstream, early, idle_max, || ()).await
+    carry_telling(client, upstream, early, idle_max, |_, _| ()).await
 }
 
-/// As [`carry`]; calls `tell` for every piece that was read from either side.
+/// As [`carry`]; calls `tell` for every piece that was read from either side, with its length in bytes.
 ///
 /// # Errors
 /// As [`carry`].
@@ -47,15 +56,15 @@ pub(crate) async fn carry_telling<C, U, T>(
 where
     C: AsyncRead + AsyncWrite + Unpin,
     U: AsyncRead + AsyncWrite + Unpin,
-    T: Fn(),
+    T: Fn(Way, usize),
 {
     let moved = AtomicU64::new(0);
-    let count = || {
+    let count = |way, bytes| {
         moved.fetch_add(1, Ordering::Relaxed);
-        tell();
+        tell(way, bytes);
     };
-    let mut client = Watched { inner: client, read: &count };
-    let mut upstream = Watched { inner: upstream, read: &count };
+    let mut client = Watched { inner: client, way: Way::Up, read: &count };
+    let mut upstream = Watched { inner: upstream, way: Way::Down, read: &count };
     let copy = async {
         upstream.write_all(early.up).await?;
         client.write_all(early.down).await?;
@@ -80,23 +89,26 @@ async fn silence(moved: &AtomicU64, idle_max: Duration) {
     }
 }
 
-/// A stream that tells of its reads.
+/// A stream that tells of its reads, and which way they go.
 struct Watched<'a, S, F> {
     inner: S,
+    way: Way,
     read: &'a F,
 }
 
-impl<S: AsyncRead + Unpin, F: Fn()> AsyncRead for Watched<'_, S, F> {
+impl<S: AsyncRead + Unpin, F: Fn(Way, usize)> AsyncRead for Watched<'_, S, F> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
         let read = Pin::new(&mut self.inner).poll_read(cx, buf);
-        if read.is_ready() {
-            (self.read)();
+        let bytes = buf.filled().len() - before;
+        if bytes > 0 {
+            (self.read)(self.way, bytes);
         }
         read
     }
 }
 
-impl<S: AsyncWrite + Unpin, F: Fn()> AsyncWrite for Watched<'_, S, F> {
+impl<S: AsyncWrite + Unpin, F> AsyncWrite for Watched<'_, S, F> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.inner).poll_write(cx, buf)
     }

@@ -63,6 +63,7 @@ use crate::domain::ContainerId;
 
 pub use crate::domain::host::{Alias, AliasError, HostError, HostNames, HostNamesError, Route, Scheme};
 pub use access::AccessQueue;
+pub use carry::Way;
 pub use challenges::{Challenges, Showing};
 pub use guard::{Gate, TrustedProxies};
 pub use stats::Stats;
@@ -143,8 +144,8 @@ impl From<Resolution> for Found {
 pub trait Occupancy: fmt::Debug + Send + Sync {
     /// The exchange was upgraded to a connection.
     fn upgraded(&mut self);
-    /// The connection carried a byte, either way. Called for each piece: must be quick.
-    fn moved(&self);
+    /// The connection carries bytes. Called for each piece, before it is passed on: must be quick.
+    fn moved(&self, way: Way);
 }
 
 /// What is known of a request before it is known where it goes.

@@ -60,7 +60,7 @@ impl Tunnel {
         let (client, early_up) = stream_of::<ClientIo<TokioIo<S>>>(client)?;
         let (upstream, early_down) = stream_of::<TokioIo<TcpStream>>(upstream)?;
         let early = Early { up: &early_up, down: &early_down };
-        let moved = || self.lease.in_use.iter().for_each(|in_use| in_use.moved());
+        let moved = |way, _bytes| self.lease.in_use.iter().for_each(|in_use| in_use.moved(way));
         carry_telling(client.into_inner().into_inner(), upstream.into_inner(), early, self.idle_max, moved).await
     }
 }

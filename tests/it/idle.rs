@@ -216,6 +216,34 @@ fn an_open_connection_keeps_a_tenant_awake_for_as_long_as_it_says() {
 }
 
 #[test]
+fn what_comes_by_an_open_connection_thaws_a_tenant_that_was_frozen_meanwhile() {
+    play(async |daemon| {
+        let client = &daemon.client;
+        let template = template(client).await;
+        let settings =
+            json!({ "idle_timeout": IDLE_TIMEOUT_S, "idle_action": "pause", "activity": { "connection_idle": 1 } });
+        let tenant = client.copy(&template, settings).await;
+        let id = id_of(&tenant);
+        parrot(client, &id).await;
+        let mut stream = connect(&tenant).await;
+        for _ in 0..3 {
+            comes_to(client, &id, "paused").await;
+            stream.write_all(b"hello").await.unwrap();
+            let mut said = [0; 5];
+            tokio::time::timeout(patience(10), stream.read_exact(&mut said)).await.expect("it stays frozen").unwrap();
+            assert_eq!(&said, b"hello");
+            assert_eq!(client.container(&id).await["last_woken_by"], "request");
+        }
+        // One that is not woken by requests is not by this either.
+        client.patch(&format!("/containers/{id}"), json!({ "wake_on_request": false })).await.data(200);
+        comes_to(client, &id, "paused").await;
+        stream.write_all(b"hello").await.unwrap();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert_eq!(status(client, &id).await, "paused");
+    });
+}
+
+#[test]
 fn the_longest_unused_tenant_makes_room_for_one_that_wakes() {
     play_with("[awake]\nmemory = '60MiB'\n", async |daemon| {
         let client = &daemon.client;
