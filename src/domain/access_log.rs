@@ -1,4 +1,4 @@
-//! One request to a tenant's URL, as its access log tells of it.
+//! One request to a tenant's URL, or one connection of raw TCP, as its access log tells of it.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -9,17 +9,17 @@ use serde::{Deserialize, Serialize};
 /// What a line of the access log holds. The query is left out: it is where secrets stand.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AccessLine {
-    /// When the request's head was read.
+    /// When the request's head was read, or the connection began.
     pub at: Timestamp,
     /// Who asked.
     pub client: IpAddr,
-    /// With which method.
+    /// With which method; [`RAW_METHOD`] for a connection of raw TCP.
     pub method: Cow<'static, str>,
-    /// For which path, as it came, at most [`PATH_BYTES_MAX`] of it.
+    /// For which path, as it came, at most [`PATH_BYTES_MAX`] of it; for a connection the port it came to, as in `:20000`.
     pub path: String,
-    /// What was answered; `None`: the client had gone by then.
+    /// What was answered; `None`: the client had gone by then, or it is a connection.
     pub status: Option<u16>,
-    /// Bytes of the response's body that were handed over.
+    /// Bytes of the response's body that were handed over, or all that a connection carried to the client.
     pub bytes: u64,
     /// Until the last of them, in microseconds.
     pub duration_us: u64,
@@ -31,6 +31,8 @@ pub struct AccessLine {
     pub request_id: String,
 }
 
+/// What stands for the method of a connection of raw TCP.
+pub const RAW_METHOD: &str = "TCP";
 /// Bytes of a path that are kept.
 pub const PATH_BYTES_MAX: usize = 512;
 

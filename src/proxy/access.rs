@@ -11,7 +11,8 @@ use hyper::Method;
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Notify;
 
-use crate::domain::access_log::PATH_BYTES_MAX;
+use super::account::Kind;
+use crate::domain::access_log::{PATH_BYTES_MAX, RAW_METHOD};
 use crate::domain::{AccessLine, ContainerId};
 use crate::metrics::Counter;
 
@@ -29,7 +30,7 @@ pub(super) struct Line {
     pub container: ContainerId,
     pub ended: Timestamp,
     pub client: IpAddr,
-    pub method: Method,
+    pub kind: Kind,
     pub status: Option<u16>,
     pub bytes: u64,
     pub took: Duration,
@@ -115,10 +116,11 @@ impl Line {
         AccessLine {
             at: self.ended.checked_sub(took).unwrap_or(self.ended),
             client: self.client.to_canonical(),
-            method: match self.method {
-                Method::GET => "GET".into(),
-                Method::POST => "POST".into(),
-                other => other.as_str().to_owned().into(),
+            method: match self.kind {
+                Kind::Connection => RAW_METHOD.into(),
+                Kind::Request(Method::GET) => "GET".into(),
+                Kind::Request(Method::POST) => "POST".into(),
+                Kind::Request(other) => other.as_str().to_owned().into(),
             },
             path,
             status: self.status,
@@ -149,7 +151,7 @@ mod tests {
             container: ContainerId::NIL,
             ended: Timestamp::UNIX_EPOCH + SignedDuration::from_secs(9),
             client: "::ffff:192.0.2.7".parse().unwrap(),
-            method: Method::PUT,
+            kind: Kind::Request(Method::PUT),
             status: Some(status),
             bytes: 5,
             took: Duration::from_secs(2),

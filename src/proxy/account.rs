@@ -1,7 +1,8 @@
 //! What is noted of one request: it is opened when the head was read, filled in on the way, and closed when the last byte of the
-//! response was handed over, however that came about.
+//! response was handed over, however that came about. The same of a connection of raw TCP, from its beginning to its end.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,15 +11,24 @@ use jiff::Timestamp;
 
 use super::Proxy;
 use super::access::{Line, kept_of};
-use super::stats::Handled;
+use super::stats::{Carried, Handled};
 use crate::domain::ContainerId;
 
-/// One request's account; closed by being dropped.
+/// What an account is of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A request, by this method.
+    Request(Method),
+    /// A connection of raw TCP.
+    Connection,
+}
+
+/// One request's or connection's account; closed by being dropped.
 #[derive(Debug)]
 pub(super) struct Account {
     proxy: Arc<Proxy>,
     began: Instant,
-    method: Method,
+    kind: Kind,
     path: Box<str>,
     request_id: [u8; 16],
     /// Who asked, as far as those before us are believed.
@@ -31,7 +41,7 @@ pub(super) struct Account {
     pub upstream: Option<Duration>,
     /// What was answered.
     pub status: Option<StatusCode>,
-    /// Bytes of the response's body handed over.
+    /// Bytes handed over to the client: of the response's body, or of all that came.
     pub bytes: u64,
 }
 
@@ -43,12 +53,21 @@ impl Account {
         path: &str,
         request_id: [u8; 16],
     ) -> Box<Self> {
+        Self::of(proxy, peer, Kind::Request(method), path, request_id)
+    }
+
+    /// Of a connection of raw TCP, which came to this port of the host; the port stands where a request's path does.
+    pub(super) fn open_raw(proxy: &Arc<Proxy>, peer: SocketAddr, port: NonZeroU16) -> Box<Self> {
+        Self::of(proxy, peer, Kind::Connection, &format!(":{port}"), rand::random())
+    }
+
+    fn of(proxy: &Arc<Proxy>, peer: SocketAddr, kind: Kind, path: &str, request_id: [u8; 16]) -> Box<Self> {
         let path = if proxy.config.access_log { kept_of(path) } else { "" };
         Box::new(Self {
             proxy: Arc::clone(proxy),
             began: Instant::now(),
             peer,
-            method,
+            kind,
             path: path.into(),
             request_id,
             container: None,
@@ -64,15 +83,19 @@ impl Drop for Account {
     fn drop(&mut self) {
         let took = self.began.elapsed();
         let status = self.status.map(|status| status.as_u16());
-        self.proxy.counters.handled(Handled { container: self.container, status, bytes: self.bytes, took });
-        let Some(container) = self.container.filter(|_| self.proxy.config.access_log) else { return };
+        let (container, bytes) = (self.container, self.bytes);
+        match self.kind {
+            Kind::Request(_) => self.proxy.counters.handled(Handled { container, status, bytes, took }),
+            Kind::Connection => self.proxy.counters.carried(Carried { container, bytes }),
+        }
+        let Some(container) = container.filter(|_| self.proxy.config.access_log) else { return };
         let line = Line {
             container,
             ended: Timestamp::now(),
             client: self.peer.ip(),
-            method: self.method.clone(),
+            kind: self.kind.clone(),
             status,
-            bytes: self.bytes,
+            bytes,
             took,
             upstream: self.upstream,
             woken: self.woken,

@@ -9,21 +9,24 @@
 //! `raw_max` of them, waiting or not, and for `per_upstream_max` towards one container. A client that is refused is let go without a
 //! word, as there is none that all programs understand.
 
+use std::num::NonZeroU16;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::timeout;
 
-use super::carry::{Early, carry_telling};
+use super::account::Account;
+use super::carry::{Early, Way, carry_telling};
 use super::conn::Client;
+use super::forward::Visit;
 use super::pool::Wants;
 use super::refusal::Refusal;
 use super::server::Tasks;
 use super::stats::Open;
-use super::{Found, Occupancy, Proxy, Upstream, Visitor};
+use super::{Occupancy, Proxy, Upstream, Visitor};
 use crate::domain::host::Route;
 
 /// One that comes for no page.
@@ -45,23 +48,35 @@ struct Inside {
 }
 
 /// Carries one client's bytes until either side has ended, is silent for too long or is cut.
-pub(super) async fn serve(proxy: Arc<Proxy>, stream: TcpStream, route: Route, client: Client, tasks: Tasks) {
+pub(super) async fn serve(proxy: Arc<Proxy>, stream: TcpStream, port: NonZeroU16, client: Client, tasks: Tasks) {
+    let mut account = Account::open_raw(&proxy, client.peer, port);
+    let sent = AtomicU64::new(0);
     let carried = tokio::select! {
-        carried = carry(&proxy, stream, &route, client) => carried,
-        () = tasks.abort.cancelled() => return,
+        carried = carry(&proxy, stream, port, client, &mut account, &sent) => carried,
+        () = tasks.abort.cancelled() => Ok(()),
     };
+    account.bytes = sent.load(Ordering::Relaxed);
     if let Err(refusal) = carried {
-        tracing::debug!(peer = %client.peer, ?route, %refusal, "a connection is let go");
+        tracing::debug!(peer = %client.peer, %port, %refusal, "a connection is let go");
     }
 }
 
-async fn carry(proxy: &Proxy, stream: TcpStream, route: &Route, client: Client) -> Result<(), Refusal> {
+/// `sent`: bytes that went to the client, counted as they go.
+async fn carry(
+    proxy: &Proxy,
+    stream: TcpStream,
+    port: NonZeroU16,
+    client: Client,
+    account: &mut Account,
+    sent: &AtomicU64,
+) -> Result<(), Refusal> {
     let _place = Arc::clone(&proxy.raws).try_acquire_owned().map_err(|_| Refusal::Busy)?;
     if let Err(error) = keep_alive(&stream) {
         tracing::debug!(%error, "a client will not be asked whether it is there");
     }
+    let route = Route::Port(port);
     let reached = tokio::select! {
-        reached = proxy.reach(route, client) => reached?,
+        reached = proxy.reach(&route, client, account) => reached?,
         () = gone(&stream) => return Ok(()),
     };
     let Inside { upstream, stream: inside, mut in_use, _slot } = reached;
@@ -69,7 +84,12 @@ async fn carry(proxy: &Proxy, stream: TcpStream, route: &Route, client: Client) 
         in_use.upgraded();
     }
     let _open = Open::count(&proxy.counters.tunnels);
-    let moved = || in_use.iter().for_each(|in_use| in_use.moved());
+    let moved = |way, bytes: usize| {
+        if way == Way::Down {
+            sent.fetch_add(bytes as u64, Ordering::Relaxed);
+        }
+        in_use.iter().for_each(|in_use| in_use.moved(way));
+    };
     let container = upstream.container;
     match carry_telling(stream, inside, Early::default(), proxy.config.tunnel_idle_ms_max, moved).await {
         Ok((up, down)) => tracing::debug!(%container, up, down, "a connection ended"),
@@ -94,13 +114,12 @@ async fn gone(stream: &TcpStream) {
 
 impl Proxy {
     /// A connection to where a route leads, for whom its container lets in.
-    async fn reach(&self, route: &Route, client: Client) -> Result<Inside, Refusal> {
+    async fn reach(&self, route: &Route, client: Client, account: &mut Account) -> Result<Inside, Refusal> {
         if let Some(gate) = self.routes.gate(route) {
+            account.container = Some(gate.container.id);
             self.guard.pass_bare(&gate, client.peer.ip())?;
         }
-        let found = timeout(self.config.resolve_ms_max, self.routes.resolve(route, VISITOR)).await;
-        let Found { resolution, in_use, .. } = found.map_err(|_| Refusal::NotReady("starting".to_owned()))?;
-        let upstream = resolution.upstream()?;
+        let Visit { upstream, in_use, .. } = self.resolve(route, VISITOR, account).await?;
         let (_slot, _none) = self.place(client.home, &upstream, Wants::Nothing).await?;
         let stream = self.dial_patiently(&upstream).await?;
         Ok(Inside { upstream, stream, in_use, _slot })

@@ -19,7 +19,6 @@ use super::stats::Open;
 use super::threads::Seat;
 use super::tls::Tls;
 use super::{Door, Proxy, Scheme, raw};
-use crate::domain::host::Route;
 
 /// Pause after an accept that failed for want of something (descriptors, memory), so that the loop does not spin.
 const ACCEPT_PAUSE_MS: Duration = Duration::from_millis(50);
@@ -31,8 +30,8 @@ const SWEEP_MS: Duration = Duration::from_millis(1_000);
 enum Speech {
     Http,
     Tls(Arc<Tls>),
-    /// Whatever is spoken where this leads.
-    Raw(Route),
+    /// Whatever is spoken where this port leads.
+    Raw(NonZeroU16),
 }
 
 /// What the tasks of one `serve` share.
@@ -66,7 +65,7 @@ impl Proxy {
     /// Leads whoever comes to a port of this host's own to where that port leads, whatever they speak.
     pub async fn serve_raw(self: Arc<Self>, listener: TcpListener, port: NonZeroU16, shutdown: CancellationToken) {
         let door = Door { scheme: self.names.scheme(), https_port: None };
-        self.serve_by(listener, door, Speech::Raw(Route::Port(port)), shutdown).await;
+        self.serve_by(listener, door, Speech::Raw(port), shutdown).await;
     }
 
     async fn serve_by(self: Arc<Self>, listener: TcpListener, door: Door, speech: Speech, shutdown: CancellationToken) {
@@ -172,7 +171,7 @@ async fn serve_client(proxy: Arc<Proxy>, stream: std::net::TcpStream, client: Cl
     }
     let tls = match speech {
         Speech::Http => return conn::serve(proxy, stream, Speaks::Either, client, tasks).await,
-        Speech::Raw(route) => return raw::serve(proxy, stream, route, client, tasks).await,
+        Speech::Raw(port) => return raw::serve(proxy, stream, port, client, tasks).await,
         Speech::Tls(tls) => tls,
     };
     let shaken = tokio::select! {

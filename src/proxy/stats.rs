@@ -18,6 +18,8 @@ pub(super) struct Counters {
     requests: [Counter; CLASSES.len()],
     durations: Histogram,
     bytes: Counter,
+    raw_connections: Counter,
+    raw_bytes: Counter,
     pub tenants: Busiest<ContainerId, Handling>,
 }
 
@@ -37,23 +39,34 @@ pub(super) struct Handled {
     pub took: Duration,
 }
 
-/// What one tenant was asked, by class of the answer, and what it sent.
+/// A connection of raw TCP that has ended.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Carried {
+    pub container: Option<ContainerId>,
+    pub bytes: u64,
+}
+
+/// What one tenant was asked, by class of the answer, and what it sent; and the same of its connections of raw TCP.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Handling {
     requests: [u64; CLASSES.len()],
     bytes: u64,
+    raw_connections: u64,
+    raw_bytes: u64,
 }
 
 impl AddAssign for Handling {
     fn add_assign(&mut self, other: Self) {
         self.requests.iter_mut().zip(other.requests).for_each(|(all, more)| *all += more);
         self.bytes += other.bytes;
+        self.raw_connections += other.raw_connections;
+        self.raw_bytes += other.raw_bytes;
     }
 }
 
 impl Weighs for Handling {
     fn weight(&self) -> f64 {
-        self.requests.iter().sum::<u64>() as f64
+        (self.requests.iter().sum::<u64>() + self.raw_connections) as f64
     }
 }
 
@@ -70,6 +83,14 @@ impl Counters {
         if let Some(count) = handling.requests.get_mut(class) {
             *count = 1;
         }
+        self.tenants.count(container, handling);
+    }
+
+    pub(super) fn carried(&self, connection: Carried) {
+        self.raw_connections.count();
+        self.raw_bytes.add(connection.bytes);
+        let Some(container) = connection.container else { return };
+        let handling = Handling { raw_connections: 1, raw_bytes: connection.bytes, ..Handling::default() };
         self.tenants.count(container, handling);
     }
 }
@@ -119,6 +140,10 @@ impl Source for Proxy {
             family.sample(&[("class", class)], count.get());
         }
         text.counter("tenantry_proxy_response_bytes", "Bytes of responses' bodies.").sample(&[], counters.bytes.get());
+        text.counter("tenantry_proxy_tcp_connections", "Connections of raw TCP that have ended.")
+            .sample(&[], counters.raw_connections.get());
+        text.counter("tenantry_proxy_tcp_sent_bytes", "Bytes that they carried to clients.")
+            .sample(&[], counters.raw_bytes.get());
         let help = "From a request's head to the last byte of its response.";
         text.histogram("tenantry_proxy_request_duration_seconds", help).histogram(&[], &counters.durations);
         let queue = &self.access;
@@ -146,5 +171,17 @@ fn write_tenants(text: &mut Text, tenants: &Busiest<ContainerId, Handling>) {
     let mut family = text.counter("tenantry_container_response_bytes", help);
     for (id, handling) in &all {
         family.sample(&[("container", id)], handling.bytes);
+    }
+    // Most tenants have none.
+    let raw: Vec<_> = all.iter().filter(|(_, handling)| handling.raw_connections > 0).collect();
+    let help = "Connections of raw TCP to the busiest containers, and to all others.";
+    let mut family = text.counter("tenantry_container_tcp_connections", help);
+    for (id, handling) in &raw {
+        family.sample(&[("container", id)], handling.raw_connections);
+    }
+    let help = "Bytes that they carried to clients.";
+    let mut family = text.counter("tenantry_container_tcp_sent_bytes", help);
+    for (id, handling) in &raw {
+        family.sample(&[("container", id)], handling.raw_bytes);
     }
 }

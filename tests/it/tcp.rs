@@ -64,6 +64,15 @@ fn a_port_of_the_host_leads_into_a_container_and_wakes_it() {
         assert!(say(&alias).await.starts_with("HTTP/1."), "it was woken");
         assert_eq!(client.container(&id).await["last_woken_by"], "request");
         assert!(client.container(&id).await["urls"].as_array().unwrap().contains(&alias["url"]), "{alias}");
+        let log = format!("/containers/{id}/access-log");
+        until("no line of the connections", patience(10), async || {
+            let lines = client.get(&log).await.data(200);
+            let lines: Vec<_> =
+                lines["access_log"].as_array().unwrap().iter().filter(|line| line["method"] == "TCP").collect();
+            let port = format!(":{}", alias["listen_port"]);
+            lines.len() == 2 && lines.iter().all(|line| line["path"] == port && line["bytes"].as_u64() > Some(0))
+        })
+        .await;
 
         let path = format!("/proxy/aliases/{}", id_of(&alias));
         client.patch(&path, json!({ "wake": false })).await.data(200);

@@ -1,5 +1,6 @@
 //! What is noted of requests: lines for the access log, and counts.
 
+use super::raw::{Raw, echo};
 use super::*;
 use crate::metrics::{Format, Source, Text};
 
@@ -69,6 +70,34 @@ async fn a_client_that_goes_away_is_noted_without_a_status() {
     assert_eq!(lines.iter().map(|(_, line)| line.status).collect::<Vec<_>>(), [None]);
     assert!(scraped(&bed.proxy).contains("tenantry_proxy_requests_total{class=\"none\"} 1\n"));
     bed.end().await;
+}
+
+#[tokio::test]
+async fn a_connection_of_raw_tcp_leaves_a_line_when_it_has_ended_and_is_counted_apart() {
+    let (raw, _container) = Raw::with(logged(), echo).await;
+    let mut client = Peer::connect(raw.addr).await;
+    client.send("hello").await;
+    assert_eq!(client.exactly(5).await, "hello");
+    drop(client);
+    within(raw.bed.proxy.access().collected()).await;
+    // Let go without a word, and whose it would have been is not known.
+    raw.bed.table.lead_port(Resolution::Asleep);
+    assert_eq!(Peer::connect(raw.addr).await.rest().await, "");
+    let lines = raw.bed.proxy.access().take();
+    let [(container, line)] = &lines[..] else { panic!("{lines:?}") };
+    assert_eq!(*container, raw.bed.acme);
+    assert_eq!((&*line.method, line.path.as_str(), line.status, line.bytes), ("TCP", ":65535", None, 5));
+    until(|| scraped(&raw.bed.proxy).contains("tenantry_proxy_tcp_connections_total 2\n")).await;
+    let text = scraped(&raw.bed.proxy);
+    for line in [
+        "tenantry_proxy_tcp_sent_bytes_total 5".to_owned(),
+        format!("tenantry_container_tcp_connections_total{{container=\"{}\"}} 1", raw.bed.acme),
+        format!("tenantry_container_tcp_sent_bytes_total{{container=\"{}\"}} 5", raw.bed.acme),
+        "tenantry_proxy_request_duration_seconds_count 0".to_owned(),
+    ] {
+        assert!(text.contains(&format!("\n{line}\n")), "{line} is not in {text}");
+    }
+    raw.end().await;
 }
 
 #[tokio::test]

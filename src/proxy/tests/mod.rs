@@ -80,11 +80,11 @@ impl Routes for Table {
 
     async fn resolve(&self, route: &Route, _visitor: Visitor<'_>) -> Found {
         self.resolved.fetch_add(1, Ordering::SeqCst);
-        let Route::Alias(alias) = route else {
-            let at_port = self.at_port.lock().unwrap().clone();
-            return at_port.unwrap_or(Resolution::Unknown).into();
-        };
-        let resolution = self.by_alias.lock().unwrap().get(alias.as_str()).cloned().unwrap_or(Resolution::Unknown);
+        let resolution = match route {
+            Route::Alias(alias) => self.by_alias.lock().unwrap().get(alias.as_str()).cloned(),
+            _ => self.at_port.lock().unwrap().clone(),
+        }
+        .unwrap_or(Resolution::Unknown);
         let container = match &resolution {
             Resolution::Upstream(upstream) => Some(upstream.container),
             _ => None,

@@ -5,14 +5,14 @@ use super::*;
 const PORT: NonZeroU16 = NonZeroU16::MAX;
 
 /// A bed with a door of raw TCP beside its own.
-struct Raw {
-    bed: Bed,
-    addr: SocketAddr,
+pub(super) struct Raw {
+    pub(super) bed: Bed,
+    pub(super) addr: SocketAddr,
     served: JoinHandle<()>,
 }
 
 impl Raw {
-    async fn with<F, Fut>(config: ProxyConfig, container: F) -> (Self, Container)
+    pub(super) async fn with<F, Fut>(config: ProxyConfig, container: F) -> (Self, Container)
     where
         F: Fn(Peer) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = ()> + Send + 'static,
@@ -25,7 +25,7 @@ impl Raw {
         (Self { bed, addr, served }, container)
     }
 
-    async fn end(self) {
+    pub(super) async fn end(self) {
         self.bed.stop.cancel();
         within(self.served).await.unwrap();
         self.bed.end().await;
@@ -33,7 +33,7 @@ impl Raw {
 }
 
 /// Says everything again.
-async fn echo(peer: Peer) {
+pub(super) async fn echo(peer: Peer) {
     let mut stream = peer.into_stream();
     let (mut read, mut write) = stream.split();
     let _ = tokio::io::copy(&mut read, &mut write).await;
