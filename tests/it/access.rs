@@ -65,6 +65,8 @@ fn who_may_not_open_a_url_wakes_nobody_and_who_may_does() {
         let (id, url) = (id_of(&tenant), tenant["url"].as_str().unwrap().to_owned());
         let canonical = tenant["urls"][1].as_str().unwrap().to_owned();
         let started = starts(client, &id).await;
+        // What goes behind the answer of a stop is gone by then.
+        tokio::time::sleep(Duration::from_millis(500)).await;
         let objects = daemon.objects();
         let claims = json!({ "aud": "acme", "exp": jiff::Timestamp::now().as_second() + 600 });
         for (url, header) in [

@@ -373,11 +373,11 @@ fn who_has_no_token_for_it_learns_and_changes_nothing() {
         let gone = id_of(&admin.copy(&other, json!({ "start": false })).await);
         let receipt =
             admin.delete(&format!("/containers/{gone}")).await.data(200)["receipt_id"].as_str().unwrap().to_owned();
-        let soon = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(1);
+        let soon = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(3);
         let expired = token(admin, json!({ "alias": "late", "expires_at": soon.to_string() })).await;
         let reader = token(admin, json!({ "alias": "reader", "permission_template": "read_only" })).await;
         let bound = token(admin, json!({ "alias": "bound", "project_id": ours })).await;
-        tokio::time::sleep(Duration::from_millis(1_100)).await;
+        tokio::time::sleep(Duration::from_millis(3_100)).await;
         let before = inventory(daemon).await;
 
         for path in ["/projects/", "/containers/", &format!("/containers/{mine}"), "/images", "/auth/tokens"] {

@@ -20,7 +20,11 @@ async fn delete(client: &Client, path: &str, body: Value) -> crate::support::dae
 }
 
 fn reaches(daemon: &Daemon, container: &Value, port: u16) -> bool {
-    daemon.netns(container).run(|| Conversation::open(INTERNET, port, SILENCE).is_ok())
+    daemon.netns(container).run(|| Conversation::open(INTERNET, port, PATIENCE).is_ok())
+}
+
+fn is_kept_from(daemon: &Daemon, container: &Value, port: u16) -> bool {
+    daemon.netns(container).run(|| Conversation::open(INTERNET, port, SILENCE).is_err())
 }
 
 #[test]
@@ -39,7 +43,7 @@ fn rules_are_added_listed_switched_and_removed_and_hold_at_once() {
         let added = client.post(&at(&id, "egress"), no_mail.clone()).await.data(201);
         assert_eq!((&added["duplicate"], &added["rule"]["state"]), (&json!(false), &json!("enabled")));
         assert_eq!(added["rule"]["destination_port"], "25,465");
-        assert!(!reaches(daemon, &made, 25) && reaches(daemon, &made, 80), "in force when the call has returned");
+        assert!(is_kept_from(daemon, &made, 25) && reaches(daemon, &made, 80), "in force when the call has returned");
         assert!(mail.say(b"still?").is_err(), "and what was open is cut");
         open.say(b"what is allowed goes on").unwrap();
 
@@ -54,7 +58,7 @@ fn rules_are_added_listed_switched_and_removed_and_hold_at_once() {
             .post(&at(&id, "egress"), json!({ "action": "allow", "protocol": "tcp", "destination_port": "25" }))
             .await
             .data(201);
-        assert!(!reaches(daemon, &made, 25));
+        assert!(is_kept_from(daemon, &made, 25));
         let off = client.patch(&at(&id, "egress"), json!({ "action": "reject", "state": "disabled" })).await.data(200);
         assert_eq!((&off["count"], &off["rules"][0]["state"]), (&json!(1), &json!("disabled")));
         assert!(reaches(daemon, &made, 25));
@@ -134,11 +138,11 @@ fn a_copy_takes_its_templates_rules_along_before_its_first_packet() {
         let copy = client.copy(&source, json!({})).await;
         assert_eq!(copy["firewall_policy"], "open");
         assert_eq!(client.get(&at(&id_of(&copy), "rules")).await.data(200)["egress"][0]["destination_port"], "25");
-        assert!(reaches(daemon, &copy, 80) && !reaches(daemon, &copy, 25));
+        assert!(reaches(daemon, &copy, 80) && is_kept_from(daemon, &copy, 25));
 
         // A change to one is not a change to the other.
         client.post(&at(&id_of(&copy), "reset"), json!({})).await.data(200);
-        assert!(reaches(daemon, &copy, 25) && !reaches(daemon, &template, 25));
+        assert!(reaches(daemon, &copy, 25) && is_kept_from(daemon, &template, 25));
 
         let without = client.copy(&source, json!({ "copy_firewall_rules": false })).await;
         assert_eq!(without["firewall_policy"], "web");
@@ -166,7 +170,7 @@ fn a_projects_policy_is_its_containers_and_rules_outlive_the_daemon() {
         let path = format!("/projects/{}/containers", id_of(&project));
         let made = daemon.client.post(&path, json!({})).await.data(201);
         let id = id_of(&made);
-        assert!(made["firewall_policy"] == "no-egress" && !reaches(daemon, &made, 80));
+        assert!(made["firewall_policy"] == "no-egress" && is_kept_from(daemon, &made, 80));
         let rule = json!({ "action": "allow", "protocol": "tcp", "destination": INTERNET.to_string(), "destination_port": "80" });
         daemon.client.post(&at(&id, "egress"), rule).await.data(201);
         let mut open = daemon.netns(&made).run(|| Conversation::open(INTERNET, 80, PATIENCE).unwrap());
@@ -205,13 +209,13 @@ fn what_is_in_force_is_told_beside_what_should_be() {
         );
 
         nft("flush ruleset");
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(2);
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
         let mended = loop {
             let seen = client.get(&at(&id, "effective")).await.data(200);
             if seen["agrees"] == true && seen["repairs"] == 1 {
                 break seen;
             }
-            assert!(std::time::Instant::now() < deadline, "not within two seconds: {seen}");
+            assert!(std::time::Instant::now() < deadline, "it is not mended: {seen}");
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
         };
         assert!(mended["last_repair_at"].is_string());

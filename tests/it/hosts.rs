@@ -17,7 +17,9 @@ use tenantry::sys::nft::{Firewall, NftFirewall};
 use crate::support::daemon::{Client, Daemon, id_of, play_in_lab};
 use crate::support::machine::{Machine, instance, policy, rules_of, subnet};
 use crate::support::name_server::{MANY, NameServer, addresses, ask, question};
-use crate::support::net::{Conversation, Echo, HOST, INTERNET, METADATA, Netns, PATIENCE, PRIVATE, nft, refused, talk};
+use crate::support::net::{
+    Conversation, Echo, HOST, INTERNET, METADATA, Netns, PATIENCE, PRIVATE, nft, refused, rejected, talk,
+};
 use crate::support::proxies::{Kind, Proxy};
 
 const CONFIG: &str = "[dns]\nupstreams = ['198.51.100.1']\n";
@@ -145,9 +147,9 @@ fn what_is_open_survives_another_programs_flush_and_the_daemon() {
     tell(&machine, 1, "shop.example", INTERNET);
     let mut talking = open(&tenant);
     nft("flush ruleset");
-    let deadline = Instant::now() + Duration::from_secs(2);
+    let deadline = Instant::now() + Duration::from_secs(10);
     while !nft("list tables").contains("lab") {
-        assert!(Instant::now() < deadline, "not mended within two seconds");
+        assert!(Instant::now() < deadline, "it is not mended");
         machine.wait(Duration::from_millis(10));
     }
     talking.say(b"through the mending").unwrap();
@@ -320,7 +322,7 @@ fn a_policys_file_names_hosts_too() {
         daemon.restart().await;
         let made = container(&daemon.client, json!({ "firewall_policy": "shop" })).await;
         let netns = daemon.netns(&made);
-        assert_eq!(refused(&netns, INTERNET, 443), ErrorKind::ConnectionRefused);
+        assert!(rejected(&netns, INTERNET, 443));
         asks(&netns, "api.shop.example.");
         assert_eq!(talk(&netns, INTERNET, 443).unwrap(), HOST);
     });

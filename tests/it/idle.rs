@@ -86,7 +86,8 @@ fn a_tenant_that_is_frozen_for_silence_goes_on_at_a_request_also_under_another_d
         assert_eq!(daemon.client.container(&id).await["started_at"], asleep["started_at"]);
         let told: Vec<_> = events(&daemon.client, &id).await.into_iter().map(|(kind, _)| kind).collect();
         let times = |kind: &str| told.iter().filter(|one| *one == kind).count();
-        assert_eq!((times("container.slept"), times("container.woken"), times("container.started")), (2, 2, 1));
+        assert_eq!((times("container.woken"), times("container.started")), (2, 1));
+        assert!(times("container.slept") >= 2, "it may have fallen asleep again: {told:?}");
 
         // By hand it stays as it is, whoever asks; and it can be deleted as it is.
         comes_to(&daemon.client, &id, "paused").await;
@@ -188,24 +189,26 @@ fn an_open_connection_keeps_a_tenant_awake_for_as_long_as_it_says() {
         let template = template(client).await;
         let activities = [json!({}), json!({ "connection_idle": 2 }), json!({ "connections": false })];
         let tenants =
-            join_all(activities.into_iter().map(|activity| {
-                client.copy(&template, json!({ "idle_timeout": IDLE_TIMEOUT_S, "activity": activity }))
-            }))
-            .await;
+            join_all(activities.into_iter().map(|activity| client.copy(&template, json!({ "activity": activity }))))
+                .await;
         let mut streams = Vec::new();
         for tenant in &tenants {
             parrot(client, &id_of(tenant)).await;
             streams.push(connect(tenant).await);
         }
         let [leased, limited, ignored] = [0, 1, 2].map(|n| id_of(&tenants[n]));
+        // Only now, as it takes its time to come so far.
+        for id in [&leased, &limited, &ignored] {
+            client.patch(&format!("/containers/{id}"), json!({ "idle_timeout": IDLE_TIMEOUT_S })).await.data(200);
+        }
         let opened = Instant::now();
-        comes_to(client, &ignored, "stopped").await;
         // A byte now and then is enough.
         while opened.elapsed() < Duration::from_secs(5) {
             streams[1].write_all(b"x").await.unwrap();
             assert_eq!(streams[1].read_u8().await.unwrap(), b'x');
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
+        assert_eq!(status(client, &ignored).await, "stopped");
         assert_eq!(status(client, &limited).await, "running");
         assert_eq!(client.container(&leased).await["why_awake"], "open: 1 connection");
         comes_to(client, &limited, "stopped").await;
@@ -220,12 +223,13 @@ fn what_comes_by_an_open_connection_thaws_a_tenant_that_was_frozen_meanwhile() {
     play(async |daemon| {
         let client = &daemon.client;
         let template = template(client).await;
-        let settings =
-            json!({ "idle_timeout": IDLE_TIMEOUT_S, "idle_action": "pause", "activity": { "connection_idle": 1 } });
+        let settings = json!({ "idle_action": "pause", "activity": { "connection_idle": 1 } });
         let tenant = client.copy(&template, settings).await;
         let id = id_of(&tenant);
         parrot(client, &id).await;
         let mut stream = connect(&tenant).await;
+        // Only now, as it takes its time to come so far.
+        client.patch(&format!("/containers/{id}"), json!({ "idle_timeout": IDLE_TIMEOUT_S })).await.data(200);
         for _ in 0..3 {
             comes_to(client, &id, "paused").await;
             stream.write_all(b"hello").await.unwrap();
@@ -256,7 +260,7 @@ fn the_longest_unused_tenant_makes_room_for_one_that_wakes() {
             assert_eq!(client.page(tenant, "/").await.status, 200);
             client.exec(&id_of(tenant), &["dd", "if=/dev/zero", "of=/ramdisk/held", "bs=1M", "count=24"]).await;
             // Until it is counted.
-            tokio::time::sleep(Duration::from_millis(1_600)).await;
+            tokio::time::sleep(Duration::from_millis(3_000)).await;
         };
         let (first, second, third) =
             (make("first", json!(600)).await, make("second", json!(600)).await, make("third", json!(600)).await);

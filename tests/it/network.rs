@@ -19,7 +19,7 @@ use tenantry::sys::nft::{Firewall, FirewallError, NftFirewall};
 use crate::support::machine::{Machine, address, instance, policy, rules};
 use crate::support::net::{
     Conversation, Echo, HOST, INTERNET, METADATA, NetLab, Netns, PATIENCE, PRIVATE, SILENCE, Sink, UPLINK_GATEWAY, ip,
-    nft, refused, send, talk,
+    nft, refused, rejected, send, talk,
 };
 
 #[test]
@@ -161,7 +161,7 @@ fn the_default_policy_keeps_tenants_out_of_private_networks() {
     let machine = Machine::start();
     let _server = Echo::listen(&machine.lab.internet, 80);
     let web = machine.tenant(1, &policy("web"));
-    assert_eq!(refused(&web, PRIVATE, 80), std::io::ErrorKind::ConnectionRefused, "refused at once");
+    assert!(rejected(&web, PRIVATE, 80), "refused at once");
     let open = machine.tenant(2, &policy("open"));
     assert!(talk(&open, PRIVATE, 80).is_ok());
 }
@@ -173,11 +173,11 @@ fn a_locked_down_tenant_has_the_web_and_nothing_else() {
     let resolver = Sink::listen(&machine.lab.internet, 53);
     let tenant = machine.tenant(1, &policy("locked-down"));
     assert!(talk(&tenant, INTERNET, 80).is_ok() && talk(&tenant, INTERNET, 443).is_ok());
-    assert_eq!(refused(&tenant, INTERNET, 25), std::io::ErrorKind::ConnectionRefused);
+    assert!(rejected(&tenant, INTERNET, 25));
     send(&tenant, address(1), PRIVATE, 53, "question").unwrap();
     assert!(resolver.waits_for("question", PATIENCE).is_some());
     let silent = machine.tenant(2, &policy("no-egress"));
-    assert_eq!(refused(&silent, INTERNET, 443), std::io::ErrorKind::ConnectionRefused);
+    assert!(rejected(&silent, INTERNET, 443));
 }
 
 #[test]
@@ -341,7 +341,7 @@ fn new_rules_hold_from_the_moment_apply_returns() {
     let tenant = machine.tenant(1, &policy("web"));
     assert!(talk(&tenant, INTERNET, 80).is_ok());
     machine.runtime.block_on(machine.firewall.apply(Slot(1), &policy("no-egress"))).unwrap();
-    assert_eq!(refused(&tenant, INTERNET, 80), std::io::ErrorKind::ConnectionRefused);
+    assert!(rejected(&tenant, INTERNET, 80));
     machine.runtime.block_on(machine.firewall.apply(Slot(1), &policy("web"))).unwrap();
     assert!(talk(&tenant, INTERNET, 80).is_ok());
 }

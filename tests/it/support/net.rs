@@ -240,6 +240,12 @@ pub fn talk(from: &Netns, address: Ipv4Addr, port: u16) -> io::Result<Ipv4Addr> 
     })
 }
 
+/// Whether a connection is refused, and not left without a word, within [`PATIENCE`].
+pub fn rejected(from: &Netns, address: Ipv4Addr, port: u16) -> bool {
+    from.run(|| Conversation::open(address, port, PATIENCE))
+        .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+}
+
 /// Why a connection is not made within [`SILENCE`]; panics where it is.
 pub fn refused(from: &Netns, address: Ipv4Addr, port: u16) -> io::ErrorKind {
     from.run(|| match Conversation::open(address, port, SILENCE) {
