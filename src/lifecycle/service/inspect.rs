@@ -18,7 +18,7 @@ use crate::metrics::Text;
 use crate::store::EventLog;
 use crate::sys::btrfs::PoolError;
 use crate::sys::folders::LogPart;
-use crate::sys::nft::Inspection;
+use crate::sys::nft::{Inspection, Lines};
 use crate::sys::runtime::{ExecOutcome, ExecRequest};
 
 /// How long a command waits for a sleep to be over that has begun, in seconds: longer than a container may take to stop.
@@ -83,7 +83,11 @@ impl Service {
     pub async fn inspect_firewall(&self, id: ContainerId) -> Result<(Arc<Container>, Ruleset, Inspection), Error> {
         let container = self.container(id)?;
         let rules = self.inner.shared.rules(&container)?;
-        let inspection = self.drivers().firewall.inspect(container.slot).await.map_err(Error::driver)?;
+        let mut inspection = self.drivers().firewall.inspect(container.slot).await.map_err(Error::driver)?;
+        // A stop is answered before its rules are away; they are for nobody any more.
+        if container.phase.init().is_none() {
+            inspection = Inspection { ingress: Lines::default(), egress: Lines::default(), ..inspection };
+        }
         Ok((container, rules, inspection))
     }
 
