@@ -341,7 +341,12 @@ fn reboot(daemon: &mut Daemon) {
         groups.filter(|path| path.is_dir()).for_each(|group| remove_group(&group));
         remove_group(&parent);
     }
-    assert_eq!(daemon.processes(), []);
+    // Out of their groups they may still be ending.
+    let deadline = Instant::now() + patience(5);
+    while !daemon.processes().is_empty() {
+        assert!(Instant::now() < deadline, "{:?}", daemon.processes());
+        std::thread::sleep(Duration::from_millis(10));
+    }
     for line in ip("-o link show").lines() {
         let name = line.split([':', '@']).nth(1).unwrap().trim();
         if name.starts_with(&format!("{}-", daemon.instance)) {

@@ -12,7 +12,8 @@ use tenantry::sys::runtime::{
 
 use crate::support::container::{CgroupGuard, Folder, busybox_rootfs};
 
-const FIRST_ID: u32 = 1_900_000_000;
+/// Above all that `first_of_ids` gives out.
+const FIRST_ID: u32 = 3_950_000_000;
 
 /// One runtime with a folder and a cgroup of its own.
 #[derive(Debug)]
@@ -491,7 +492,6 @@ async fn a_helper_whose_daemon_goes_away_undoes_everything() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_helper_that_hangs_or_talks_nonsense_is_killed() {
     let folder = Folder::new();
-    let script = folder.path().join("helper");
     let launch = Launch {
         id: ContainerId::generate(),
         bundle: PathBuf::from("/nonexistent"),
@@ -504,10 +504,16 @@ async fn a_helper_that_hangs_or_talks_nonsense_is_killed() {
         ("read line; exit 3", "speak to"),
         ("read line; echo '\"started\"'", "understand"),
     ];
-    for (body, wanted) in bodies {
-        fs::write(&script, format!("#!/bin/sh\n{body}\n")).unwrap();
-        fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-        let runtime = HelperRuntime::with_helper(&folder.path().join("run"), &script).unwrap();
+    // All before any is executed: what another test forks meanwhile holds a file that is open for writing, and such a one is not
+    // executed (ETXTBSY, execve(2)).
+    let scripts = [0, 1, 2].map(|n| folder.path().join(format!("helper-{n}")));
+    for (script, (body, _)) in scripts.iter().zip(bodies) {
+        fs::write(script, format!("#!/bin/sh\n{body}\n")).unwrap();
+        fs::set_permissions(script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    for (script, (_, wanted)) in scripts.iter().zip(bodies) {
+        let runtime = HelperRuntime::with_helper(&folder.path().join("run"), script).unwrap();
         let begun = Instant::now();
         let error = runtime.prepare(&launch).await.unwrap_err();
         assert!(matches!(&error, RuntimeError::Helper { action, .. } if *action == wanted), "{error:?}");

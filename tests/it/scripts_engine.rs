@@ -132,7 +132,7 @@ impl Rig {
 
     /// The only waiting worker's keeper: a worker waits again a moment after its answer's end.
     async fn keeper(&self) -> u32 {
-        for _ in 0..200 {
+        for _ in 0..1_000 {
             if let [pid] = self.pool.warm()[..] {
                 return pid;
             }

@@ -35,14 +35,15 @@ fn hostile(port: u16) -> Vec<(&'static str, String, &'static [u16])> {
         "await Promise.all(Array.from({{ length: 10000 }}, (_, n) => fetch(`http://127.0.${{n >> 8 & 255}}.${{n & 255 || 1}}:{port}/`)))"
     );
     let of = |text: &str| text.to_owned();
+    // 504 where the processor is not enough to come to the bound that is meant before the time is over.
     vec![
         ("spin", of("while (true) {}"), &[500, 504]),
         ("catches", of("for (;;) { try { for (;;) {} } catch {} finally { for (;;) {} } }"), &[500, 504]),
-        ("strings", of("const a = []; for (;;) a.push('x'.repeat(1e6) + a.length)"), &[500]),
-        ("doubles", of("let s = 'ab'; for (;;) s += s"), &[500]),
-        ("arrays", of("const a = []; for (;;) a.push(new Uint8Array(1 << 22).fill(1))"), &[500]),
-        ("buffers", of("const a = []; for (;;) a.push(Buffer.alloc(1 << 20, 1))"), &[500]),
-        ("promises", of("let p = Promise.resolve(); for (;;) p = p.then(() => new Promise(() => {}))"), &[500]),
+        ("strings", of("const a = []; for (;;) a.push('x'.repeat(1e6) + a.length)"), &[500, 504]),
+        ("doubles", of("let s = 'ab'; for (;;) s += s"), &[500, 504]),
+        ("arrays", of("const a = []; for (;;) a.push(new Uint8Array(1 << 22).fill(1))"), &[500, 504]),
+        ("buffers", of("const a = []; for (;;) a.push(Buffer.alloc(1 << 20, 1))"), &[500, 504]),
+        ("promises", of("let p = Promise.resolve(); for (;;) p = p.then(() => new Promise(() => {}))"), &[500, 504]),
         ("nested", of("const f = async () => { await null; await Promise.all([f(), f()]) }; await f()"), &[500, 504]),
         ("recurse", of("function f() { f() } f()"), &[500]),
         ("regex", of("return /^(a+)+$/.test('a'.repeat(64) + 'b')"), &[500, 504]),
@@ -265,7 +266,7 @@ fn a_script_cannot_reach_behind_the_prelude_or_speak_for_the_daemon() {
 #[test]
 fn a_script_that_everybody_asks_for_leaves_a_worker_to_the_others() {
     play_with(CONFIG, async |daemon| {
-        daemon.write_script("slow.js", "await new Promise((go) => setTimeout(go, 2000)); return 'slow'");
+        daemon.write_script("slow.js", "await new Promise((go) => setTimeout(go, 2500)); return 'slow'");
         daemon.write_script("good.js", "return 'good'");
         let flood = join_all((0..2 * WORKERS).map(|_| visit(&daemon.client, "slow")));
         let good = async {
@@ -276,7 +277,8 @@ fn a_script_that_everybody_asks_for_leaves_a_worker_to_the_others() {
         };
         let (flood, took) = tokio::join!(flood, good);
         assert!(flood.iter().all(|seen| *seen == (200, true)), "{flood:?}");
-        assert!(took < patience(1), "the other script took {took:?}");
+        // Behind the flood it would be two seconds and more.
+        assert!(took < Duration::from_millis(1_900), "the other script took {took:?}");
     });
 }
 

@@ -114,8 +114,9 @@ fn a_tenant_that_does_not_stay_up_is_left_alone_for_a_while() {
         first.refused(503, "CONTAINER_FAILING");
         assert!(first.headers["retry-after"].to_str().unwrap().parse::<u64>().unwrap() >= 1);
         let starts_before = starts(client, &id).await.len();
-        for _ in 0..20 {
-            client.page(&tenant, "/").await.refused(503, "CONTAINER_FAILING");
+        // At once, as it is left alone for a second only.
+        for page in join_all((0..20).map(|_| client.page(&tenant, "/"))).await {
+            page.refused(503, "CONTAINER_FAILING");
         }
         assert_eq!(starts(client, &id).await.len(), starts_before, "it was left alone");
         // Mended and started by hand it is served again.

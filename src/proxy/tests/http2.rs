@@ -292,13 +292,13 @@ async fn streams_beyond_the_bound_wait_in_the_client() {
 
 #[tokio::test]
 async fn a_client_without_requests_is_let_go_with_a_farewell() {
-    let config = ProxyConfig { keep_alive_idle_ms_max: ms(200), ..fast() };
+    let config = ProxyConfig { keep_alive_idle_ms_max: ms(1_000), ..fast() };
     let (bed, _container) = Bed::with(config, mirror).await;
     let (mut sender, connection) = connect(&bed).await;
-    for _ in 0..6 {
+    for _ in 0..4 {
         let response = within(sender.send_request(ask(URL))).await.unwrap();
         text_of(response).await;
-        tokio::time::sleep(ms(100)).await;
+        tokio::time::sleep(ms(400)).await;
     }
     let began = std::time::Instant::now();
     within(connection).await.unwrap().expect("an end without an error");

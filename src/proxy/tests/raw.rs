@@ -1,5 +1,7 @@
 //! Raw TCP: bytes both ways, whoever is behind, and the bounds that hold for it.
 
+use tokio::net::TcpSocket;
+
 use super::*;
 
 const PORT: NonZeroU16 = NonZeroU16::MAX;
@@ -130,15 +132,17 @@ async fn a_client_that_leaves_while_it_waits_makes_room_at_once() {
 #[tokio::test]
 async fn a_port_that_opens_soon_is_waited_for() {
     let (raw, container) = Raw::with(fast(), echo).await;
-    // A port that nobody listens at yet.
-    let addr = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    // A port that somebody has, and does not listen at yet.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let addr = socket.local_addr().unwrap();
     let upstream = Upstream { container: raw.bed.acme, epoch: 2, addr };
     raw.bed.table.set("late", Resolution::Upstream(upstream));
     raw.bed.table.lead_port(Resolution::Upstream(upstream));
     let mut client = Peer::connect(raw.addr).await;
     client.send("x").await;
     tokio::time::sleep(Duration::from_millis(200)).await;
-    let listener = TcpListener::bind(addr).await.unwrap();
+    let listener = socket.listen(1).unwrap();
     let (stream, _) = within(listener.accept()).await.unwrap();
     tokio::spawn(echo(Peer::new(stream)));
     assert_eq!(client.exactly(1).await, "x");

@@ -244,7 +244,7 @@ async fn a_handshake_that_does_not_end_is_cut_and_further_ones_wait_for_its_plac
     let folder = tempfile::tempdir().unwrap();
     let certificate = put(folder.path(), "node1", &["*.node1.localhost"]);
     let (bed, container) = Bed::with(fast(), mirror).await;
-    let config = TlsConfig { handshake_ms_max: ms(500), handshakes_max: 1, ..TlsConfig::default() };
+    let config = TlsConfig { handshake_ms_max: ms(2_000), handshakes_max: 1, ..TlsConfig::default() };
     let bed = TlsBed::over(bed, folder.path(), config).await;
     let mut silent = TcpStream::connect(bed.addr).await.unwrap();
     tokio::time::sleep(ms(300)).await;

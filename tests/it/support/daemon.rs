@@ -407,7 +407,8 @@ impl Daemon {
     /// Waits until the objects are these: what is removed behind an answer's back has its time.
     #[track_caller]
     pub fn settles_to(&self, wanted: &BTreeSet<String>) {
-        let deadline = Instant::now() + patience(20);
+        // BTRFS's cleaner may sleep through what it was told, for half a minute.
+        let deadline = Instant::now() + patience(45);
         loop {
             let found = self.objects();
             if found == *wanted {
