@@ -72,8 +72,21 @@ pub struct Run {
     pub key: Option<Secret>,
     /// What it may use.
     pub bounds: Bounds,
-    /// Where its console goes; a full channel drops lines and counts them.
-    pub console: mpsc::Sender<ConsoleLine>,
+    /// Where it prints.
+    pub console: Arc<dyn Console>,
+}
+
+/// Where a run prints.
+pub trait Console: fmt::Debug + Send + Sync {
+    /// Takes a line, or drops it where there is no room: nobody waits.
+    fn print(&self, line: ConsoleLine);
+}
+
+/// A full channel drops lines.
+impl Console for mpsc::Sender<ConsoleLine> {
+    fn print(&self, line: ConsoleLine) {
+        let _ = self.try_send(line);
+    }
 }
 
 /// A line that a script printed.

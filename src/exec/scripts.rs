@@ -25,14 +25,12 @@ use super::headers;
 use super::keys::{Keys, RunKey};
 use super::log::RunLog;
 use super::routes::Routes;
-use super::run::{Answer, Asked, Bounds, ConsoleLine, Engine, Run, RunError, ScriptFile};
+use super::run::{Answer, Asked, Bounds, Console, ConsoleLine, Engine, Run, RunError, ScriptFile};
 use super::runs::ToldOf;
 use super::secrets::{Secrets, SecretsError};
 use crate::domain::{ProjectId, chain};
 use crate::store::{Records, StoreError};
 
-/// Lines of a run's console that wait for the log, at most.
-const CONSOLE_QUEUE_MAX: usize = 256;
 /// Pieces of an answer that wait for its client, at most.
 const BODY_QUEUE_MAX: usize = 4;
 /// What an engine may take beyond a run's own time before it is given up, in milliseconds: it ends runs itself.
@@ -360,7 +358,7 @@ impl Scripts {
             secrets,
             key: under._key.as_ref().map(|key| key.secret()),
             bounds,
-            console: console(under),
+            console: Arc::new(Printed { log: under.log.clone(), file: under.file.clone(), run: under.run.clone() }),
         })
     }
 }
@@ -378,17 +376,19 @@ fn told(fault: &Fault) -> String {
     }
 }
 
-/// Where a run prints: into its script's log, until the engine lets go of it.
-fn console(under: &Under) -> mpsc::Sender<ConsoleLine> {
-    let (sender, mut lines) = mpsc::channel::<ConsoleLine>(CONSOLE_QUEUE_MAX);
-    let (log, file, run) = (under.log.clone(), under.file.clone(), under.run.clone());
-    tokio::spawn(async move {
-        while let Some(line) = lines.recv().await {
-            let level = ["log", "info", "warn", "error", "debug"].into_iter().find(|level| *level == line.level);
-            log.add(&file, &run, level.unwrap_or("log"), &line.text);
-        }
-    });
-    sender
+/// What a run prints goes into its script's log.
+#[derive(Debug)]
+struct Printed {
+    log: RunLog,
+    file: ScriptFile,
+    run: String,
+}
+
+impl Console for Printed {
+    fn print(&self, line: ConsoleLine) {
+        let level = ["log", "info", "warn", "error", "debug"].into_iter().find(|level| *level == line.level);
+        self.log.add(&self.file, &self.run, level.unwrap_or("log"), &line.text);
+    }
 }
 
 /// Passes an answer's body on until it ends, fails, or nobody wants it any more.

@@ -98,7 +98,7 @@ impl Engine for FakeEngine {
         let alive = Alive(Arc::clone(&self.alive));
         self.keys.lock().unwrap().push(run.key.as_ref().map(|key| key.reveal().to_owned()));
         let line = ConsoleLine { level: "info".into(), text: format!("hello from {}", run.file) };
-        let _ = run.console.send(line).await;
+        run.console.print(line);
         let word = run.source.split_once("fake: ").map_or("", |(_, rest)| rest.lines().next().unwrap_or_default());
         let wall = run.bounds.wall;
         match word {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -95,7 +96,7 @@ impl Rig {
             secrets: BTreeMap::from([("KEY".into(), Secret::new("s3cret"))]),
             key: None,
             bounds: bounds(),
-            console,
+            console: Arc::new(console),
         };
         (run, lines)
     }

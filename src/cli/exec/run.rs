@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -79,7 +80,7 @@ pub async fn run(args: Args, reach: Reach) -> anyhow::Result<ExitCode> {
             response: Bytes::mib(RESPONSE_MIB_MAX),
             connections: CONNECTIONS_MAX,
         },
-        console,
+        console: Arc::new(console),
     };
     let pool = Pool::start(PoolConfig {
         program: std::env::current_exe().context("cannot find this program")?,

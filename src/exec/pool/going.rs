@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::super::protocol::{self, Failed, Frame, Head, Kind};
-use super::super::run::{ConsoleLine, RunError};
+use super::super::run::{Console, RunError};
 use super::{LAST_WORD_MS_MAX, Taken};
 
 /// A run that was handed over.
@@ -15,7 +15,7 @@ pub(super) struct Going {
     pub taken: Taken,
     pub ends: Instant,
     pub wall: Duration,
-    pub console: mpsc::Sender<ConsoleLine>,
+    pub console: Arc<dyn Console>,
     /// Whether the answer is whole.
     pub ended: bool,
 }
@@ -69,8 +69,7 @@ impl Going {
             Kind::Failed => Said::Failed(frame.json()?),
             Kind::Ready => Said::Ready,
             Kind::Console => {
-                // A full channel drops the line.
-                let _ = self.console.try_send(frame.json()?);
+                self.console.print(frame.json()?);
                 return Ok(None);
             }
             Kind::Ask => {

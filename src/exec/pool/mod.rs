@@ -331,7 +331,7 @@ impl Engine for Pool {
         }
         let mut taken = self.take().await?;
         let ends = Instant::now() + run.bounds.wall + Duration::from_millis(GRACE_MS);
-        let (wall, console) = (run.bounds.wall, run.console.clone());
+        let (wall, console) = (run.bounds.wall, Arc::clone(&run.console));
         let worker = taken.worker()?;
         worker.memory = run.bounds.memory;
         worker.runs += 1;
@@ -365,8 +365,8 @@ impl Engine for Pool {
         if taken.worker()?.hand_over_check(file, source).await.is_err() {
             return Err(taken.gone().await);
         }
-        let (console, _nobody) = mpsc::channel(1);
-        let mut going = Going { taken, ends: Instant::now() + wall, wall, console, ended: false };
+        let (nobody, _) = mpsc::channel(1);
+        let mut going = Going { taken, ends: Instant::now() + wall, wall, console: Arc::new(nobody), ended: false };
         match going.next().await? {
             Said::Done => going.rest().await,
             Said::Failed(failed) => return Err(going.failed(failed)),
