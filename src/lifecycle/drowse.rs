@@ -83,7 +83,7 @@ impl Worker {
         };
         self.note("sleep", began, &slept);
         match &slept {
-            Ok(()) => shared.wakes.well(self.id),
+            Ok(()) => shared.wakes.slept(self.id),
             Err(error) => {
                 shared.activities.note(self.id, Sign::Start);
                 let error = error as &dyn std::error::Error;

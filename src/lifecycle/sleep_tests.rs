@@ -81,6 +81,31 @@ async fn a_container_that_is_frozen_for_silence_goes_on_for_a_request() {
 }
 
 #[tokio::test]
+async fn a_sleep_ends_a_wake_that_still_waits_for_the_port() {
+    let (lab, service, project) = Lab::new().await;
+    // Nobody listens at its port, so that each wake goes on waiting for that.
+    let id = frozen(&lab, &service, project).await.id;
+    for _ in 0..3 {
+        wake(&service, id).await.unwrap();
+        assert!(lab.host.goes(id), "it joined the wake before the sleep");
+        assert!(sleeps(&service, id, Drowse::Unused).await && !lab.host.goes(id));
+    }
+}
+
+#[tokio::test]
+async fn a_thaw_lets_go_on_what_is_frozen_and_starts_nothing() {
+    let (lab, service, project) = Lab::new().await;
+    let frozen = frozen(&lab, &service, project).await.id;
+    service.thaw(frozen).await.unwrap();
+    assert!(lab.host.goes(frozen));
+    service.thaw(frozen).await.expect("it is awake");
+    let stopped = made(&service, project, sleeper(IdleAction::Stop)).await.id;
+    assert!(sleeps(&service, stopped, Drowse::Unused).await);
+    assert_eq!(service.thaw(stopped).await, Err(NotAwake::Never));
+    assert_eq!(phase(&service, stopped), Phase::Stopped { reason: StopReason::Idle });
+}
+
+#[tokio::test]
 async fn a_container_that_was_paused_by_hand_is_not_woken_by_a_request() {
     let (lab, service, project) = Lab::new().await;
     let awake = made(&service, project, sleeper(IdleAction::Pause)).await;

@@ -200,8 +200,26 @@ impl Wakes {
     }
 
     fn end(&self, id: ContainerId, herald: &Herald, outcome: Outcome) {
-        self.lock().waking.remove(&id);
+        let mut state = self.lock();
+        // It may have slept and be waking anew by now.
+        if state.waking.get(&id).is_some_and(|one| Arc::ptr_eq(one, herald)) {
+            state.waking.remove(&id);
+        }
+        drop(state);
         herald.send_replace(Progress { started: true, end: Some(outcome) });
+    }
+
+    /// Notes that a container sleeps again. A wake of it that only waits for its port to accept is over: nobody who comes now may join
+    /// that, and take it for awake.
+    pub fn slept(&self, id: ContainerId) {
+        self.well(id);
+        let mut state = self.lock();
+        let over = state.waking.get(&id).filter(|herald| herald.borrow().started).cloned();
+        if let Some(herald) = over {
+            state.waking.remove(&id);
+            drop(state);
+            herald.send_replace(Progress { started: true, end: Some(Err(NotAwake::Interrupted)) });
+        }
     }
 }
 
@@ -232,6 +250,21 @@ pub async fn wake(shared: &Arc<Shared>, id: ContainerId, wanted: Wanted, deadlin
         Ok(Err(_closed)) => Err(NotAwake::Never),
         Err(_elapsed) => Err(NotAwake::Late),
     }
+}
+
+/// Lets a container go on that was frozen for silence. One that is stopped stays so.
+///
+/// # Errors
+/// It does not run, or cannot be thawed.
+pub async fn thaw(shared: &Arc<Shared>, id: ContainerId) -> Result<(), NotAwake> {
+    let began = Instant::now();
+    let outcome = match ask(shared, id, None).await {
+        Ok(Waking::Asleep) => return Err(NotAwake::Never),
+        Ok(Waking::Awake(settled)) => Ok(Woken { timings: settled.timings }),
+        Err(error) => Err(error),
+    };
+    shared.deeds.woke(&outcome, began.elapsed());
+    outcome.map(drop)
 }
 
 async fn carry_out(shared: &Arc<Shared>, id: ContainerId, herald: &Herald) -> Outcome {

@@ -39,6 +39,14 @@ impl Service {
         wake::wake(&self.inner.shared, id, wanted, Instant::now() + patience).await
     }
 
+    /// Lets a container go on that was frozen for silence; one that is stopped stays so.
+    ///
+    /// # Errors
+    /// It does not run, or cannot be thawed.
+    pub async fn thaw(&self, id: ContainerId) -> Result<(), NotAwake> {
+        wake::thaw(&self.inner.shared, id).await
+    }
+
     /// Waits until a port accepts, at most so long; whether it does.
     pub async fn accepts(&self, address: SocketAddr, patience: Duration) -> bool {
         ready::accepts(address, patience, || true).await
