@@ -73,7 +73,7 @@ impl Service {
             cgroup = drivers.cgroups.usage(id).await.map_err(Error::driver)?;
             cpu_percent = cgroup.and_then(|usage| self.inner.cpu.take(id, Instant::now(), usage.cpu_us));
         }
-        Ok(Stats { cgroup, cpu_percent, disk, link })
+        Ok(Stats { cgroup, cpu_percent, disk, link: link.filter(|_| cgroup.is_some()) })
     }
 
     /// What should be in force for a container, and what its firewall has.
@@ -85,7 +85,7 @@ impl Service {
         let rules = self.inner.shared.rules(&container)?;
         let mut inspection = self.drivers().firewall.inspect(container.slot).await.map_err(Error::driver)?;
         // A stop is answered before its rules are away; they are for nobody any more.
-        if container.phase.init().is_none() {
+        if matches!(container.phase, Phase::Stopped { .. }) {
             inspection = Inspection { ingress: Lines::default(), egress: Lines::default(), ..inspection };
         }
         Ok((container, rules, inspection))
