@@ -34,7 +34,8 @@ impl FromQuery for AliasesQuery {
 
 fn view(api: &Api, alias: &ProxyAlias) -> AliasView {
     let names = api.service.host_names();
-    AliasView::new(alias, alias.url(names), names.host_of_alias(&alias.alias))
+    let listening = alias.listen_port().map(|port| api.ports.is_open(port));
+    AliasView::new(alias, alias.url(names), names.host_of_alias(&alias.alias), listening)
 }
 
 /// An alias of a container that this token may know of.

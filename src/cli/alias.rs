@@ -115,13 +115,14 @@ impl Leads {
     }
 }
 
-const FIELDS: [&str; 14] = [
+const FIELDS: [&str; 15] = [
     "id",
     "alias",
     "container_id",
     "url",
     "program",
     "listen_port",
+    "listening",
     "wake",
     "port",
     "target_path",

@@ -113,6 +113,11 @@ impl HostPorts for Ports {
         self.state().claimed.remove(&port);
     }
 
+    fn is_open(&self, port: NonZeroU16) -> bool {
+        let state = self.state();
+        state.open.contains_key(&port) || state.claimed.contains_key(&port)
+    }
+
     fn look(&self) {
         self.changed.notify_one();
     }

@@ -167,5 +167,7 @@ async fn a_port_outside_of_what_is_set_aside_is_not_opened_by_the_next_daemon() 
     bed.serve();
     until("it is not opened", async || is_open(FIRST + 30).await).await;
     assert!(!is_open(FIRST + 31).await);
+    let told = [30, 31].map(|n| bed.ports.is_open(NonZeroU16::new(FIRST + n).unwrap()));
+    assert_eq!(told, [true, false]);
     bed.end().await;
 }

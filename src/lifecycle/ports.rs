@@ -20,6 +20,9 @@ pub trait HostPorts: Debug + Send + Sync + 'static {
     /// Lets a port go whose alias was not made after all.
     fn release(&self, port: NonZeroU16);
 
+    /// Whether somebody listens at one of them now, for an alias that leads somewhere or is being made.
+    fn is_open(&self, port: NonZeroU16) -> bool;
+
     /// Looks at once which of them lead somewhere: an alias was made or changed.
     fn look(&self);
 }

@@ -115,6 +115,10 @@ impl HostPorts for Zone {
 
     fn release(&self, _port: NonZeroU16) {}
 
+    fn is_open(&self, port: NonZeroU16) -> bool {
+        port.get() != TAKEN_PORT
+    }
+
     fn look(&self) {}
 }
 

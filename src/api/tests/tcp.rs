@@ -14,8 +14,8 @@ async fn an_alias_of_tcp_gets_a_port_that_nobody_has_and_keeps_it() {
     let id = desk.create(json!({})).await["id"].clone();
     let first = make(&desk, &id, json!({ "alias": "crm-db" })).await.data(201);
     assert_eq!(
-        (&first["listen_port"], &first["program"], &first["wake"]),
-        (&json!(20_000), &json!("tcp"), &json!(true))
+        (&first["listen_port"], &first["program"], &first["wake"], &first["listening"]),
+        (&json!(20_000), &json!("tcp"), &json!(true), &json!(true))
     );
     assert_eq!(first["url"], "tcp://crm-db.node1.localhost:20000");
     let second = make(&desk, &id, json!({ "wake": false })).await.data(201);

@@ -160,6 +160,9 @@ pub struct AliasView {
     pub program: &'static str,
     /// The port of this host that it is reached at; null: the one of all.
     pub listen_port: Option<u16>,
+    /// Whether that port is open: not where another program has it or `proxy.tcp_ports` no longer names it, nor while the alias leads
+    /// nowhere, and for a moment after it was switched on. Null: it has none of its own.
+    pub listening: Option<bool>,
     /// Whether a visitor by it wakes the container.
     pub wake: bool,
     /// The port it leads to; null: the container's own.
@@ -192,8 +195,8 @@ pub struct Verification {
 }
 
 impl AliasView {
-    /// A record as the API shows it; `host` is its own.
-    pub fn new(alias: &ProxyAlias, url: String, host: String) -> Self {
+    /// A record as the API shows it; `host` is its own, and `listening` says whether its port is open.
+    pub fn new(alias: &ProxyAlias, url: String, host: String, listening: Option<bool>) -> Self {
         let custom = alias.custom.as_ref();
         let (program, wake) = match alias.program {
             Program::Http => ("http", true),
@@ -212,6 +215,7 @@ impl AliasView {
             }),
             program,
             listen_port: alias.listen_port().map(Into::into),
+            listening,
             wake,
             port: alias.port.map(Into::into),
             target_path: alias.target_path.as_ref().map(ToString::to_string),
