@@ -23,6 +23,10 @@ use crate::proxy::{Found, Gate, Occupancy, Resolution, Routes, Upstream, Visitor
 const SCRIPTS_LABEL: &str = "exec";
 /// Looks at a container that a request may need: it may be awake, be woken, and by then have been put to sleep again.
 const LOOKS_MAX: usize = 4;
+/// How often a thaw is tried for what came by a connection, which may not come again.
+const THAWS_MAX: usize = 5;
+/// The pause before it is tried again.
+const THAW_PAUSE_MS: Duration = Duration::from_millis(1_000);
 
 /// The records, as the proxy sees them.
 #[derive(Debug)]
@@ -163,7 +167,9 @@ impl Table {
         let in_use = self.service.enter(id, if is_quiet { Use::Probe } else { Use::Request });
         let waker = Arc::clone(&self.waker);
         let guest = Guest { in_use, container: id, waker, wakes: !is_quiet, rousing: None };
-        match self.service.container(id).map(|now| self.state(&now, port, guest.in_use.is_closing(), false)) {
+        // The door before the record: a sleep writes the record before it opens the door again.
+        let closing = guest.in_use.is_closing();
+        match self.service.container(id).map(|now| self.state(&now, port, closing, false)) {
             Ok(State::Awake(upstream)) => Ok(led_to(upstream, guest, Vec::new())),
             _ => Err(guest),
         }
@@ -174,8 +180,9 @@ impl Table {
         let id = guest.container;
         let mut woken = None;
         for _look in 0..LOOKS_MAX {
+            let closing = guest.in_use.is_closing();
             let Ok(container) = self.service.container(id) else { return Resolution::Unknown.into() };
-            match self.state(&container, port, guest.in_use.is_closing(), woken.is_some()) {
+            match self.state(&container, port, closing, woken.is_some()) {
                 State::Awake(upstream) => {
                     if woken.is_some() && port != container.settings.port {
                         // Whether it does is then seen by the connection itself.
@@ -236,14 +243,28 @@ impl Waker {
         // The daemon is going down where there is no answer.
         AbortOnDropHandle::new(waking).await.unwrap_or(Err(NotAwake::Never))
     }
+
+    /// Thaws it, and tries again where that fails. One that is stopped by then stays so: the connection that this is for has ended with it.
+    async fn thaw(&self, id: ContainerId) {
+        for _try in 0..THAWS_MAX {
+            match self.service.thaw(id).await {
+                Ok(()) | Err(NotAwake::Never) => return,
+                Err(error) => {
+                    tracing::info!(container = %id, %error, "it cannot be thawed for what came by a connection")
+                }
+            }
+            tokio::time::sleep(THAW_PAUSE_MS).await;
+        }
+    }
 }
 
 impl Guest {
     /// Whether it was frozen for silence while this guest's connection stayed open, or is about to be.
     fn is_frozen(&self) -> bool {
+        let closing = self.in_use.is_closing();
         let frozen = |container: Arc<Container>| {
             let is_idle = matches!(container.phase, Phase::Paused { reason: PauseReason::Idle, .. });
-            (is_idle || self.in_use.is_closing()) && container.settings.wake_on_request
+            (is_idle || closing) && container.settings.wake_on_request
         };
         self.waker.service.container(self.container).is_ok_and(frozen)
     }
@@ -256,11 +277,8 @@ impl Guest {
         }
         let (waker, rousing, id) = (Arc::clone(&self.waker), Arc::clone(rousing), self.container);
         self.waker.background.spawn(async move {
-            let woken = waker.service.wake(id, Wanted::Started, waker.timeout).await;
+            waker.thaw(id).await;
             rousing.store(false, Ordering::SeqCst);
-            if let Err(error) = woken {
-                tracing::info!(container = %id, %error, "what came by an open connection could not wake it");
-            }
         });
     }
 }
@@ -323,6 +341,10 @@ impl Routes for Table {
             }
             Err(resolution) => resolution.into(),
         }
+    }
+
+    fn container(&self, route: &Route) -> Option<ContainerId> {
+        self.find(route, "/").ok().map(|place| place.container.id)
     }
 
     fn is_known(&self, route: &Route) -> bool {

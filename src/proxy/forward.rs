@@ -222,7 +222,7 @@ impl Found {
     /// Where to go and what goes along, if that is to be had.
     pub(super) fn visit(self, account: &mut Account) -> Result<Visit, Refusal> {
         let Self { resolution, container, path, woken, in_use } = self;
-        account.container = container;
+        account.container = container.or(account.container);
         account.woken = !woken.is_empty();
         Ok(Visit { upstream: resolution.upstream()?, path, woken, in_use })
     }

@@ -175,6 +175,9 @@ pub trait Routes: Send + Sync + 'static {
     /// What is behind this route. Called once for each request; may wait, within the proxy's `resolve_ms_max`.
     async fn resolve(&self, route: &Route, visitor: Visitor<'_>) -> Found;
 
+    /// Whose route it is, whether or not anybody gets there.
+    fn container(&self, route: &Route) -> Option<ContainerId>;
+
     /// Whether a route leads somewhere, without waking anything.
     fn is_known(&self, route: &Route) -> bool;
 

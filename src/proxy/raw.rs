@@ -49,10 +49,13 @@ struct Inside {
 
 /// Carries one client's bytes until either side has ended, is silent for too long or is cut.
 pub(super) async fn serve(proxy: Arc<Proxy>, stream: TcpStream, port: NonZeroU16, client: Client, tasks: Tasks) {
+    let route = Route::Port(port);
     let mut account = Account::open_raw(&proxy, client.peer, port);
+    // Also of one who leaves before it is known whether it can be reached: it may be awake by then.
+    account.container = proxy.routes.container(&route);
     let sent = AtomicU64::new(0);
     let carried = tokio::select! {
-        carried = carry(&proxy, stream, port, client, &mut account, &sent) => carried,
+        carried = carry(&proxy, stream, &route, client, &mut account, &sent) => carried,
         () = tasks.abort.cancelled() => Ok(()),
     };
     account.bytes = sent.load(Ordering::Relaxed);
@@ -61,11 +64,11 @@ pub(super) async fn serve(proxy: Arc<Proxy>, stream: TcpStream, port: NonZeroU16
     }
 }
 
-/// `sent`: bytes that went to the client, counted as they go.
+/// `sent`: bytes that came for the client, counted as they do.
 async fn carry(
     proxy: &Proxy,
     stream: TcpStream,
-    port: NonZeroU16,
+    route: &Route,
     client: Client,
     account: &mut Account,
     sent: &AtomicU64,
@@ -74,9 +77,8 @@ async fn carry(
     if let Err(error) = keep_alive(&stream) {
         tracing::debug!(%error, "a client will not be asked whether it is there");
     }
-    let route = Route::Port(port);
     let reached = tokio::select! {
-        reached = proxy.reach(&route, client, account) => reached?,
+        reached = proxy.reach(route, client, account) => reached?,
         () = gone(&stream) => return Ok(()),
     };
     let Inside { upstream, stream: inside, mut in_use, _slot } = reached;
@@ -116,7 +118,6 @@ impl Proxy {
     /// A connection to where a route leads, for whom its container lets in.
     async fn reach(&self, route: &Route, client: Client, account: &mut Account) -> Result<Inside, Refusal> {
         if let Some(gate) = self.routes.gate(route) {
-            account.container = Some(gate.container.id);
             self.guard.pass_bare(&gate, client.peer.ip())?;
         }
         let Visit { upstream, in_use, .. } = self.resolve(route, VISITOR, account).await?;

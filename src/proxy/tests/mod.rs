@@ -51,6 +51,8 @@ struct Table {
     by_alias: Mutex<HashMap<String, Resolution>>,
     /// Where every port leads.
     at_port: Mutex<Option<Resolution>>,
+    /// Whose all ports are.
+    port_owner: Mutex<Option<ContainerId>>,
     gate: Mutex<Option<Gate>>,
     /// How often somebody was let through to ask where to go.
     resolved: AtomicUsize,
@@ -90,6 +92,10 @@ impl Routes for Table {
             _ => None,
         };
         Found { container, ..resolution.into() }
+    }
+
+    fn container(&self, _route: &Route) -> Option<ContainerId> {
+        *self.port_owner.lock().unwrap()
     }
 
     fn is_known(&self, route: &Route) -> bool {

@@ -20,6 +20,7 @@ impl Raw {
         Fut: Future<Output = ()> + Send + 'static,
     {
         let (bed, container) = Bed::with(config, container).await;
+        *bed.table.port_owner.lock().unwrap() = Some(bed.acme);
         bed.table.lead_port(Resolution::Upstream(Upstream { container: bed.acme, epoch: 1, addr: container.addr }));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
