@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::net::IpAddr;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 /// What a line of the access log holds. The query is left out: it is where secrets stand.
@@ -19,7 +19,7 @@ pub struct AccessLine {
     pub path: String,
     /// What was answered; `None`: the client had gone by then, or it is a connection.
     pub status: Option<u16>,
-    /// Bytes of the response's body that were handed over, or all that a connection carried to the client.
+    /// Bytes of the response's body that were handed over, or all that came for the client by a connection.
     pub bytes: u64,
     /// Until the last of them, in microseconds.
     pub duration_us: u64,
@@ -45,6 +45,12 @@ impl AccessLine {
             Ok(()) => out.push(b'\n'),
             Err(_) => out.truncate(before),
         }
+    }
+
+    /// When it ended: the last byte of a response, the end of a connection.
+    pub fn ended(&self) -> Timestamp {
+        let took = SignedDuration::from_micros(i64::try_from(self.duration_us).unwrap_or(i64::MAX));
+        self.at.checked_add(took).unwrap_or(Timestamp::MAX)
     }
 
     /// Reads a line; `None`: it was cut, by the log's bound or by a power cut.

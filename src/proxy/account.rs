@@ -41,7 +41,7 @@ pub(super) struct Account {
     pub upstream: Option<Duration>,
     /// What was answered.
     pub status: Option<StatusCode>,
-    /// Bytes handed over to the client: of the response's body, or of all that came.
+    /// Bytes of the response's body that were handed over, or all that came for the client by a connection.
     pub bytes: u64,
 }
 

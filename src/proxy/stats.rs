@@ -142,7 +142,7 @@ impl Source for Proxy {
         text.counter("tenantry_proxy_response_bytes", "Bytes of responses' bodies.").sample(&[], counters.bytes.get());
         text.counter("tenantry_proxy_tcp_connections", "Connections of raw TCP that have ended.")
             .sample(&[], counters.raw_connections.get());
-        text.counter("tenantry_proxy_tcp_sent_bytes", "Bytes that they carried to clients.")
+        text.counter("tenantry_proxy_tcp_sent_bytes", "Bytes that came by them for clients.")
             .sample(&[], counters.raw_bytes.get());
         let help = "From a request's head to the last byte of its response.";
         text.histogram("tenantry_proxy_request_duration_seconds", help).histogram(&[], &counters.durations);
@@ -179,7 +179,7 @@ fn write_tenants(text: &mut Text, tenants: &Busiest<ContainerId, Handling>) {
     for (id, handling) in &raw {
         family.sample(&[("container", id)], handling.raw_connections);
     }
-    let help = "Bytes that they carried to clients.";
+    let help = "Bytes that came by them for clients.";
     let mut family = text.counter("tenantry_container_tcp_sent_bytes", help);
     for (id, handling) in &raw {
         family.sample(&[("container", id)], handling.raw_bytes);
