@@ -205,13 +205,15 @@ async fn a_memory_limit_below_what_a_container_holds_is_refused_and_kills_nothin
     let limits = |mib| Limits { memory: Some(Bytes::mib(mib)), ..Limits::default() };
     group.cgroups.set_limits(group.id, &limits(256)).await.unwrap();
     group.spawn(&holder(64));
-    group.usage_when("memory", |usage| usage.memory >= Bytes::mib(64)).await;
+    // The kernel counts in batches, and who filled it takes a little along when it ends.
+    let held = Bytes::mib(60);
+    group.usage_when("memory", |usage| usage.memory >= held).await;
     let error = group.cgroups.set_limits(group.id, &limits(16)).await.unwrap_err();
     let CgroupError::Limit { limit: "memory", source } = error else { panic!("{error}") };
     assert!(matches!(*source, CgroupError::MemoryInUse { .. }), "{source}");
     // Who holds it still does. Tasks are not counted: the one that filled it ends by itself.
     let usage = group.usage().await;
-    assert!(usage.memory >= Bytes::mib(64), "{usage:?}");
+    assert!(usage.memory >= held, "{usage:?}");
     assert_eq!((usage.oom_kills, usage.memory_limit), (0, Some(Bytes::mib(256))));
     group.cgroups.set_limits(group.id, &limits(128)).await.unwrap();
 }
