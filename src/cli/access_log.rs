@@ -18,7 +18,7 @@ pub struct AccessLogArgs {
     /// Requests, the last ones
     #[arg(short = 'n', long, default_value_t = 100)]
     tail: u64,
-    /// None that began before this time, as 2030-01-31T12:00:00Z
+    /// None that ended before this time, as 2030-01-31T12:00:00Z
     #[arg(long, value_name = "TIME")]
     since: Option<String>,
 }

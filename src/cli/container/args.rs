@@ -85,7 +85,7 @@ pub enum Command {
         #[arg(short, long)]
         follow: bool,
     },
-    /// Print what was asked of a container's URL
+    /// Print what was asked of a container's URLs, and who came to its ports
     #[command(
         after_help = "Examples:\n  tenantry container access-log acme --tail 20\n  tenantry container access-log acme --since 2030-01-31T12:00:00Z --json"
     )]
