@@ -250,6 +250,7 @@ async fn the_next_daemon_adopts_what_runs_and_settles_what_does_not() {
     let runs = service.create(project, started(true), until(Until::Started)).await.unwrap().container;
     let dies = service.create(project, started(true), until(Until::Started)).await.unwrap().container;
     drop(service);
+    lab.host.kill_daemon();
     lab.host.exit(dies.id, Exit::Code(1));
     let service = lab.daemon().await;
     assert_eq!(service.container(runs.id).unwrap().phase.init(), runs.phase.init());

@@ -49,6 +49,8 @@ struct State {
     chains: BTreeMap<Slot, Arc<Ruleset>>,
     prepared: BTreeMap<ContainerId, Launch>,
     inits: BTreeMap<i32, Process>,
+    /// What daemons that were killed wait for.
+    unheard: Vec<watch::Sender<Option<Exit>>>,
 }
 
 #[derive(Debug, Default)]
@@ -159,6 +161,15 @@ impl FakeHost {
     /// The rules in force for a slot.
     pub fn rules(&self, slot: Slot) -> Option<Arc<Ruleset>> {
         self.state().chains.get(&slot).cloned()
+    }
+
+    /// The daemon was killed: what is left of it in a test's process hears of no exit any more, and does nothing about it.
+    pub fn kill_daemon(&self) {
+        let State { inits, unheard, .. } = &mut *self.state();
+        for process in inits.values_mut() {
+            let heard = watch::Sender::new(*process.exit.borrow());
+            unheard.push(std::mem::replace(&mut process.exit, heard));
+        }
     }
 
     /// Ends a container's init, as if it had exited by itself.
