@@ -212,12 +212,12 @@ impl Wakes {
     /// Notes that a container sleeps again. A wake of it that only waits for its port to accept is over: nobody who comes now may join
     /// that, and take it for awake.
     pub fn slept(&self, id: ContainerId) {
-        self.well(id);
         let mut state = self.lock();
-        let over = state.waking.get(&id).filter(|herald| herald.borrow().started).cloned();
+        state.failed.remove(&id);
+        let is_over = state.waking.get(&id).is_some_and(|herald| herald.borrow().started);
+        let over = if is_over { state.waking.remove(&id) } else { None };
+        drop(state);
         if let Some(herald) = over {
-            state.waking.remove(&id);
-            drop(state);
             herald.send_replace(Progress { started: true, end: Some(Err(NotAwake::Interrupted)) });
         }
     }
