@@ -3,6 +3,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use tenantry::domain::Slot;
@@ -58,6 +59,7 @@ fn new_rules_cut_the_flows_they_forbid_and_no_others() {
 #[test]
 fn a_flow_that_stays_allowed_loses_no_byte_while_rules_change_around_it() {
     const BYTES: usize = 8 << 20;
+    const CHANGES: u16 = 10;
     let machine = Machine::start();
     let tenant = machine.tenant(1, &policy("open"));
     let listener = machine.lab.internet.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 443)).unwrap());
@@ -71,24 +73,31 @@ fn a_flow_that_stays_allowed_loses_no_byte_while_rules_change_around_it() {
     let target = SocketAddr::from((INTERNET, 443));
     let mut stream = tenant.run(|| TcpStream::connect_timeout(&target, PATIENCE).unwrap());
     let wanted: Vec<u8> = (0..BYTES).map(|n| (n % 251) as u8).collect();
-    let sent = wanted.clone();
+    let (sent, made) = (wanted.clone(), Arc::new(AtomicU16::new(0)));
+    let changes = Arc::clone(&made);
     let sender = std::thread::spawn(move || {
-        for part in sent.chunks(BYTES / 200) {
+        let (first, last) = sent.split_at(BYTES - BYTES / 200);
+        for part in first.chunks(BYTES / 200) {
             stream.write_all(part).unwrap();
             std::thread::sleep(Duration::from_millis(4));
         }
+        // It is not over before there were enough of them, however long each takes.
+        let deadline = Instant::now() + PATIENCE;
+        while made.load(Ordering::Relaxed) < CHANGES && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(4));
+        }
+        stream.write_all(last).unwrap();
         stream.shutdown(Shutdown::Write).unwrap();
     });
-    let mut changes = 0;
     while !sender.is_finished() {
-        let port = 1000 + changes % 7;
+        let port = 1000 + changes.load(Ordering::Relaxed) % 7;
         machine
             .apply(1, &egress("drop", &egress_rule("allow", &format!("protocol = 'tcp'\nports = ['443', '{port}']"))));
-        changes += 1;
+        changes.fetch_add(1, Ordering::Relaxed);
     }
     sender.join().unwrap();
     let received = receiver.join().unwrap();
-    assert!(changes >= 3, "{changes} changes");
+    assert!(changes.load(Ordering::Relaxed) >= CHANGES, "{changes:?} changes");
     assert!(received == wanted, "{} of {} bytes", received.len(), wanted.len());
 }
 
